@@ -1,0 +1,1 @@
+"""One folder per FHE backend, behind one interface (`backends.api`). Imports nothing of `bench`."""

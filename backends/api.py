@@ -1,0 +1,124 @@
+"""The interface of a backend: three roles, and nothing but bytes between them.
+
+::
+
+      owner                          client                               server
+      prepare ── client artifact ──► load
+              ── server artifact ────────────────────────────────────────► load
+                                     keygen ──────── keys (bytes) ───────► load_keys
+                                     encrypt, serialise ─ request (bytes) ► deserialise, infer
+                                     deserialise, decrypt ◄ response (bytes) serialise
+
+A backend is a package that exports the classes `Owner`, `Client` and `Server` (each made without arguments, in a
+process of its own) and has a ``backend.toml`` beside it (see `backends.registry`). Rules that every backend keeps:
+
+* it has no clock and prints nothing: the harness measures;
+* it does not cache between calls, and a call returns when its work is done;
+* the secret key stays in the client: no artifact, key or request carries it;
+* it raises `BackendError` with a message that names the cure for what a person can mend.
+
+This module needs only the standard library and NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.network import Network
+
+SCENARIOS = ("single-stream", "offline")
+
+
+class BackendError(Exception):
+    """Something that a person can mend; the message says how. Becomes the reason of a ``failed`` record."""
+
+
+class InsecureError(BackendError):
+    """Parameters below 128 bits of security. Becomes a record of status ``insecure``."""
+
+
+class MessageError(BackendError):
+    """A key, request or response that is damaged, truncated or foreign."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the owner is asked to prepare.
+
+    network: in the lowering that ``backend.toml`` names.
+    variant: "" or one of the variants of ``backend.toml``.
+    scenario: ``single-stream`` (one image a request) or ``offline`` (as many images as the backend packs best).
+    threads: cores that each party may use.
+    model_privacy: ``plain`` (the server reads the weights) or ``encrypted`` (it sees only ciphertexts of them).
+    calibration: training images (n, channels, height, width) in [0, 1], for ranges of intermediate values.
+    """
+
+    network: Network
+    variant: str = ""
+    scenario: str = "single-stream"
+    threads: int = 1
+    model_privacy: str = "plain"
+    calibration: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 28, 28), np.float32))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the owner hands out.
+
+    client, server: the artifacts that the two parties load.
+    batch: images in one request.
+    parameters: the parameters really used, as plain JSON (ring dimension, modulus bits, LWE dimensions, p_error, …).
+    security: see `backends.security`: at least ``bits`` (int) and ``standard`` (str); ``None`` for a clear backend.
+    operations: counts of primitive operations in one `Server.infer` (rotations, programmable bootstraps, …).
+    notes: anything else worth a line in the report.
+    """
+
+    client: bytes
+    server: bytes
+    batch: int = 1
+    parameters: dict[str, Any] = field(default_factory=dict)
+    security: dict[str, Any] | None = None
+    operations: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Owner(Protocol):
+    def prepare(self, job: Job) -> Prepared:
+        """Compiles, encodes or encrypts the network. Raises BackendError, InsecureError."""
+
+
+class Client(Protocol):
+    def load(self, artifact: bytes) -> None: ...
+
+    def keygen(self, seed: int) -> dict[str, bytes]:
+        """Makes the keys; returns those that the server needs, serialised, by name (``evaluation``, ``public``, …).
+
+        `seed` may only steer what is not secret (a library that cannot seed ignores it).
+        """
+
+    def encrypt(self, images: np.ndarray) -> Any:
+        """images: (1 … batch, channels, height, width) float32 in [0, 1] → ciphertexts."""
+
+    def serialise(self, ciphertexts: Any) -> bytes: ...
+
+    def deserialise(self, response: bytes) -> Any:
+        """Raises MessageError for bytes that are no response to this client."""
+
+    def decrypt(self, ciphertexts: Any) -> np.ndarray:
+        """Logits (images of the request, outputs) float64."""
+
+
+class Server(Protocol):
+    def load(self, artifact: bytes) -> None: ...
+
+    def load_keys(self, keys: dict[str, bytes]) -> None: ...
+
+    def deserialise(self, request: bytes) -> Any:
+        """Raises MessageError for bytes that are no request."""
+
+    def infer(self, ciphertexts: Any) -> Any: ...
+
+    def serialise(self, ciphertexts: Any) -> bytes: ...
