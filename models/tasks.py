@@ -1,0 +1,338 @@
+"""The tasks: all 2-D MedMNIST tasks at 28×28, as `medmnist.INFO` describes them, and the embedded `digits`.
+
+Nothing here knows a MedMNIST task by name. Listing tasks imports neither torch nor NumPy, because `bench list` must
+answer at once; only what works on arrays imports NumPy, where it does so.
+
+MedMNIST: Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DATA_DIR_VARIABLE = "MEDMNIST_DATA_DIR"
+APPLICATION = "fhe-medmnist-bench"
+SPLITS = ("train", "val", "test")
+SIZE = 28  # pixels a side
+MULTI_LABEL = "multi-label, binary-class"  # MedMNIST's own string; in every other kind an image has one class
+SILENCE_S = 10.0  # a download is given up when the network says nothing for so long
+
+
+class DataError(Exception):
+    """A task that is unknown, or data that is missing or damaged; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task.
+
+    kind: MedMNIST's own string, ``multi-class``, ``binary-class``, ``multi-label, binary-class`` or
+        ``ordinal-regression``; it decides the loss and the metrics.
+    labels: class (or, multi-label, label) index → meaning.
+    samples: split → number of images.
+    md5: of the data file.
+    python_class: the class of the `medmnist` package that downloads it; "" for the embedded task.
+    """
+
+    name: str
+    title: str
+    kind: str
+    channels: int
+    labels: dict[int, str]
+    samples: dict[str, int]
+    md5: str
+    url: str = ""
+    license: str = ""
+    python_class: str = ""
+
+    @property
+    def outputs(self) -> int:
+        """Logits of a network for this task: one a class or label (so two for a binary task)."""
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (self.channels, SIZE, SIZE)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.kind == MULTI_LABEL
+
+    @property
+    def embedded(self) -> bool:
+        """The data comes inside a dependency, so it is there on every machine."""
+        return not self.python_class
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """images: (n, channels, 28, 28) uint8. labels: (n, 1) class indices or, multi-label, (n, labels) of 0 and 1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    task: Task
+    train: Split
+    val: Split
+    test: Split
+
+
+# scikit-learn's copy of the test set of the UCI "Optical Recognition of Handwritten Digits" data.
+DIGITS = Task(
+    name="digits",
+    title="Handwritten digits (scikit-learn)",
+    kind="multi-class",
+    channels=1,
+    labels={digit: str(digit) for digit in range(10)},
+    samples={"train": 1257, "val": 180, "test": 360},
+    md5="",
+    url="https://archive.ics.uci.edu/dataset/80",
+    license="CC BY 4.0",
+)
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------
+
+
+def tasks() -> dict[str, Task]:
+    """All tasks by name: MedMNIST's in its own order, then `digits`."""
+    described = {
+        name: Task(
+            name=name,
+            title=info["python_class"],
+            kind=info["task"],
+            channels=info["n_channels"],
+            labels={int(index): meaning for index, meaning in info["label"].items()},
+            samples=dict(info["n_samples"]),
+            md5=info["MD5"],
+            url=info["url"],
+            license=info["license"],
+            python_class=info["python_class"],
+        )
+        for name, info in _medmnist_info().INFO.items()
+        if not info["python_class"].endswith("3D")
+    }
+    return described | {DIGITS.name: DIGITS}
+
+
+def task(name: str) -> Task:
+    """Raises DataError, which lists the known tasks."""
+    known = tasks()
+    if name not in known:
+        raise DataError(f"unknown task {name!r}: choose from {', '.join(known)}")
+    return known[name]
+
+
+def _medmnist_info() -> ModuleType:
+    """The module `medmnist.info` alone: `import medmnist` would import torch, which takes seconds."""
+    if loaded := sys.modules.get("medmnist.info"):
+        return loaded
+    package = importlib.util.find_spec("medmnist")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("the package medmnist is not installed: pip install medmnist")
+    path = Path(package.submodule_search_locations[0]) / "info.py"
+    spec = importlib.util.spec_from_file_location("_medmnist_info", path)
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where it cannot make ~/.medmnist, a folder that we do not use
+        spec.loader.exec_module(module)
+    return module
+
+
+# -- where the data is -------------------------------------------------------------------------------------------------
+
+
+def user_cache() -> Path:
+    """Where downloads and trained networks are kept between runs."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir(APPLICATION))
+
+
+def find(task: Task, data_dir: Path | str | None = None) -> Path | None:
+    """The task's data file, if it is on this machine: in `data_dir`, then $MEDMNIST_DATA_DIR, then the user cache.
+
+    Reads nothing and downloads nothing; for an embedded task, the file inside the package that holds it.
+    """
+    if task.embedded:
+        return _digits_file()
+    return next((path for folder in _folders(data_dir) if (path := folder / f"{task.name}.npz").is_file()), None)
+
+
+def _folders(data_dir: Path | str | None) -> Iterator[Path]:
+    if data_dir:
+        yield Path(data_dir).expanduser()
+    if variable := os.environ.get(DATA_DIR_VARIABLE):
+        yield Path(variable).expanduser()
+    yield user_cache()
+
+
+def _digits_file() -> Path | None:
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        return None
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    return path if path.is_file() else None
+
+
+# -- the data ----------------------------------------------------------------------------------------------------------
+
+
+def load(task: Task, data_dir: Path | str | None = None, download: bool = True) -> Dataset:
+    """The three splits of a task. A file that is nowhere on this machine is downloaded into the user cache.
+
+    Raises DataError for a file that is missing and cannot be downloaded, is damaged (MD5), or does not match the
+    task's description.
+    """
+    if task.embedded:
+        return _load_digits(task)
+    path = find(task, data_dir)
+    if path is None:
+        if not download:
+            raise DataError(_missing(task, "there is no such file"))
+        path = _download(task)
+    if (found := _md5(path)) != task.md5:
+        raise DataError(
+            f"{path} is damaged or of another release: its MD5 is {found}, MedMNIST states {task.md5}; "
+            f"delete it and download it again from {task.url}"
+        )
+    return _read(task, path)
+
+
+def normalise(images: np.ndarray) -> np.ndarray:
+    """uint8 → float32 in [0, 1]: the only preprocessing, done by the client before it encrypts."""
+    import numpy as np
+
+    return images.astype(np.float32) / np.float32(255)
+
+
+def scores(kind: str, logits: np.ndarray) -> np.ndarray:
+    """Logits (n, outputs) → probabilities: one sigmoid a label for a multi-label task, else softmax over classes."""
+    from scipy.special import expit, softmax
+
+    return expit(logits) if kind == MULTI_LABEL else softmax(logits, axis=1)
+
+
+def _read(task: Task, path: Path) -> Dataset:
+    import numpy as np
+
+    def split(name: str) -> Split:
+        images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)  # MedMNIST: channels last
+        columns = task.outputs if task.multi_label else 1
+        if images.shape[1:] != task.input_shape or images.dtype != np.uint8 or labels.shape != (len(images), columns):
+            raise ValueError(f"{name}: images {images.dtype} {images.shape}, labels {labels.shape}")
+        return Split(np.ascontiguousarray(images), labels.astype(np.int64))
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Dataset(task, *(split(name) for name in SPLITS))
+    except (KeyError, ValueError, IndexError) as error:
+        raise DataError(f"{path} is not the 28×28 file of {task.name}: {error}; download it from {task.url}") from error
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _missing(task: Task, why: str) -> str:
+    return (
+        f"no data for {task.name}: {why}. On a machine with internet, download {task.url} as {task.name}.npz, "
+        f"put it into a folder of your choice and name the folder with --data-dir or ${DATA_DIR_VARIABLE}; "
+        f"or use the task {DIGITS.name}, which needs no download"
+    )
+
+
+def _download(task: Task) -> Path:
+    """Lets `medmnist` download into a temporary folder of the user cache, and moves the complete file into place."""
+    # A machine without network must say so at once, before torch is imported for nothing.
+    address = task.url.split("/")[2]
+    with contextlib.ExitStack() as stack:
+        try:
+            _probe(address)
+            cache = user_cache()
+            cache.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=".download-"))
+        except OSError as error:
+            raise DataError(_missing(task, f"{address} cannot be reached or the cache not written ({error})")) from error
+        import medmnist
+
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # it prints; stdout may be someone's JSON
+        stack.enter_context(_socket_timeout(SILENCE_S))
+        try:
+            getattr(medmnist, task.python_class)(split="test", root=folder, download=True, size=SIZE)
+        except Exception as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # medmnist has a bare `except:`
+                raise KeyboardInterrupt from error
+            raise DataError(_missing(task, f"the download from {address} failed")) from error
+        path = cache / f"{task.name}.npz"
+        os.replace(Path(folder) / path.name, path)
+        return path
+
+
+@contextlib.contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """For urllib inside torchvision, which sets none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _probe(address: str) -> None:
+    """Raises OSError where no answer can be had from `address`. Uses the proxy of the environment, as urllib does."""
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request(f"https://{address}/", method="HEAD")
+    with contextlib.suppress(urllib.error.HTTPError):  # any answer of a server is an answer
+        urllib.request.urlopen(request, timeout=SILENCE_S).close()
+
+
+def _load_digits(task: Task) -> Dataset:
+    """8×8 images brought to 28×28 by bilinear interpolation (pixel centres aligned, edges repeated); fixed splits."""
+    import numpy as np
+    from scipy.ndimage import zoom
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8)
+    factor = (1, SIZE / 8, SIZE / 8)
+    images = zoom(images, factor, order=1, mode="nearest", grid_mode=True)
+    images = np.round(images * (255 / 16)).astype(np.uint8)[:, None]  # the digits' grey levels are 0 … 16
+
+    def divide(indices: np.ndarray, size: int) -> Any:
+        return train_test_split(indices, test_size=size, random_state=0, stratify=labels[indices])
+
+    rest, test = divide(np.arange(len(labels)), task.samples["test"])
+    train, val = divide(rest, task.samples["val"])
+    return Dataset(task, *(Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test)))

@@ -1,0 +1,103 @@
+"""The models that exist, and trained networks for them: shipped, cached or trained on first use."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import tasks
+from models.tasks import Dataset, Task
+
+if TYPE_CHECKING:
+    from models.network import Network
+
+MODELS = {
+    "fcnn": "fully connected: flatten, 64 hidden units, one activation",
+}
+SHIPPED = Path(__file__).parent / "weights"
+
+
+class UnknownModel(LookupError):
+    """No model has this name; the message lists those that exist."""
+
+
+def network(
+    model: str,
+    task: Task,
+    lowering: str,
+    *,
+    dataset: Dataset | None = None,
+    data_dir: Path | str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> Network:
+    """The trained network of a model for a task: shipped, else cached, else trained now (all lowerings) and cached.
+
+    dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
+    Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
+    """
+    from models.network import Network
+
+    stem = _find(model, task, lowering)
+    if stem is not None:
+        return Network.load(stem)
+    trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
+    return trained[lowering]
+
+
+def train(
+    model: str,
+    task: Task,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, Network]:
+    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped."""
+    _check(model)
+    from models.train import train  # torch, which is slow to import
+
+    networks = train(model, task, dataset, seed=seed, progress=progress)
+    for lowering, trained in networks.items():
+        _store(trained, _stem(_cache(), model, task, lowering))
+    return networks
+
+
+def is_trained(model: str, task: Task) -> bool:
+    """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
+    return all(_find(model, task, lowering) is not None for lowering in ("float", "polynomial", "integer"))
+
+
+def _find(model: str, task: Task, lowering: str) -> Path | None:
+    _check(model)
+    stems = (_stem(folder, model, task, lowering) for folder in (SHIPPED, _cache()))
+    return next((stem for stem in stems if all(path.is_file() for path in _files(stem))), None)
+
+
+def _check(model: str) -> None:
+    if model not in MODELS:
+        raise UnknownModel(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
+
+
+def _cache() -> Path:
+    return tasks.user_cache() / "weights"
+
+
+def _stem(folder: Path, model: str, task: Task, lowering: str) -> Path:
+    return folder / model / f"{task.name}.{lowering}"
+
+
+def _files(stem: Path) -> tuple[Path, Path]:
+    return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
+
+
+def _store(network: Network, stem: Path) -> None:
+    """Saves beside its destination and renames, so that no reader meets half a file."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".saving-") as folder:
+        temporary = Path(folder) / stem.name
+        network.save(temporary)
+        for source, target in zip(_files(temporary), _files(stem), strict=True):
+            os.replace(source, target)
