@@ -1,0 +1,113 @@
+"""From a polynomial network to alternating affine maps and squarings, the only two things that CKKS has to do.
+
+Every degree-2 activation is completed to a square, ``c2·x² + c1·x + c0 = c2·(x + c1/2c2)² + (c0 − c1²/4c2)``: the shift
+goes into the bias before it, factor and constant into the affine map after it, so that an activation costs one
+squaring and no plaintext product (as in LoLa, Brutzkus et al. 2019, section 4, and HElayers). Flattening, pooling and
+the batch normalisation that `models` already folded disappear into the matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.api import BackendError
+from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial
+
+RANGE_MARGIN = 1.5  # how far beyond the calibration images an intermediate value may go
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``u = weight · x + bias``; weight: (outputs, inputs); bias: (outputs,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """``logits = output_scale · A_n(sq(A_{n−1}(… sq(A_1(x)) …)))`` with sq the element-wise square.
+
+    Every A_i is scaled so that its outputs stay within [−1, 1] on the calibration images times `RANGE_MARGIN`: then
+    two bits of head room serve every network.
+    """
+
+    affines: tuple[Affine, ...]
+    output_scale: float
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """x: (batch, inputs), flattened images → logits (batch, outputs)."""
+        for index, affine in enumerate(self.affines):
+            x = (x if index == 0 else x * x) @ affine.weight.T + affine.bias
+        return x * self.output_scale
+
+
+def from_network(network: Network, calibration: np.ndarray) -> Blocks:
+    """calibration: images (n, channels, height, width) in [0, 1].
+
+    Raises BackendError for a network that is not polynomial of degree 2, or whose activation lacks the square.
+    """
+    if network.lowering != "polynomial":
+        raise BackendError(f"CKKS needs the polynomial lowering of {network.model}, not {network.lowering!r}")
+    shape: tuple[int, ...] = network.input_shape
+    current = _identity(shape)
+    affines: list[Affine] = []
+    for layer in network.layers:
+        if isinstance(layer, Polynomial):
+            shift, factor, constant = _complete_square(layer, shape)
+            affines.append(Affine(current.weight, current.bias + shift))
+            current = Affine(np.diag(factor), constant)
+        elif isinstance(layer, (Linear, Conv2d, AvgPool2d, Flatten)):
+            current, shape = _compose(layer, current, shape)
+        else:
+            raise BackendError(f"CKKS cannot evaluate a {layer.type} layer; train the polynomial lowering")
+    affines.append(current)
+    return _normalise(tuple(affines), calibration.reshape(len(calibration), -1))
+
+
+def _identity(shape: tuple[int, ...]) -> Affine:
+    size = int(np.prod(shape))
+    return Affine(np.eye(size), np.zeros(size))
+
+
+def _compose(
+    layer: Linear | Conv2d | AvgPool2d | Flatten, before: Affine, shape: tuple[int, ...]
+) -> tuple[Affine, tuple[int, ...]]:
+    """``layer ∘ before``; applying the layer to the columns of the matrix keeps one definition of each layer."""
+
+    def apply(columns: np.ndarray) -> np.ndarray:
+        return np.asarray(layer(columns.T.reshape(-1, *shape)))
+
+    bias = apply(before.bias[:, None])
+    constant = apply(np.zeros((len(before.bias), 1)))
+    weight = apply(before.weight) - constant
+    return Affine(weight.reshape(len(weight), -1).T, bias.reshape(-1)), bias.shape[1:]
+
+
+def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shift before the square, factor and constant after it, each for every element of `shape` flattened."""
+    c = np.asarray(layer.coefficients, dtype=np.float64)
+    if len(c) != 3:
+        raise BackendError(f"the packing engine evaluates activations of degree 2, not {len(c) - 1}")
+    per_channel = np.broadcast_to(c.reshape(3, -1), (3, shape[0])) if c.ndim == 2 else np.repeat(c[:, None], shape[0], 1)
+    c0, c1, c2 = np.repeat(per_channel, int(np.prod(shape[1:], dtype=int)), axis=1)
+    if np.any(np.abs(c2) < 1e-6 * np.maximum(1.0, np.abs(c1))):
+        raise BackendError("an activation has (almost) no quadratic term: the square cannot be completed; train again")
+    return c1 / (2 * c2), c2, c0 - c1**2 / (4 * c2)
+
+
+def _normalise(affines: tuple[Affine, ...], x: np.ndarray) -> Blocks:
+    """Divides each affine map by its largest output; the next one takes the factor back (squared)."""
+    if not len(x):
+        raise BackendError("the owner needs calibration images to know the range of the intermediate values")
+    scaled: list[Affine] = []
+    factor = 1.0
+    for index, affine in enumerate(affines):
+        weight = affine.weight * factor
+        values = (x if index == 0 else x * x) @ weight.T + affine.bias
+        largest = max(RANGE_MARGIN * float(np.abs(values).max()), 1e-12)
+        scaled.append(Affine(weight / largest, affine.bias / largest))
+        x, factor = values / largest, largest**2
+    return Blocks(tuple(scaled), output_scale=largest)

@@ -1,0 +1,125 @@
+"""What a CKKS library has to offer to run a plan: about a dozen operations. A new library is one file.
+
+`level` counts the primes already dropped: 0 is a fresh ciphertext. Scales are exact floats that the plan tracks from
+the primes really used; a library only encodes at the scale it is told. Plaintexts and ciphertexts are the library's own
+objects. Vectors have one entry for each slot and may be complex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Plain = Any
+Cipher = Any
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Moduli and scales of one plan, in bits.
+
+    ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. rescale_bits: the primes that
+    rescaling drops, one for each squaring. special_bits: the key-switching prime where the library lets it be chosen.
+    input_scale_bits; weight_scale_bits: one for each affine map.
+    """
+
+    ring_dimension: int
+    first_bits: int
+    rescale_bits: int
+    depth: int
+    special_bits: int
+    input_scale_bits: int
+    weight_scale_bits: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        return self.ring_dimension // 2
+
+    @property
+    def data_bits(self) -> int:
+        """log2 of the modulus of a fresh ciphertext."""
+        return self.first_bits + self.depth * self.rescale_bits
+
+
+@dataclass(frozen=True)
+class KeyRequest:
+    """The evaluation keys that a plan needs, and no other."""
+
+    rotations: tuple[int, ...]
+    conjugation: bool
+    relinearisation: bool
+
+
+class ClientLibrary(Protocol):
+    def keygen(self, request: KeyRequest) -> bytes:
+        """Makes the secret key (kept) and returns the evaluation keys, serialised."""
+
+    def encrypt(self, vector: np.ndarray, scale: float) -> Cipher: ...
+
+    def serialise(self, fresh: Cipher) -> bytes:
+        """A fresh ciphertext, in the library's smallest form."""
+
+    def deserialise(self, data: bytes) -> Cipher: ...
+
+    def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
+        """All slots, complex."""
+
+
+class Evaluator(Protocol):
+    """The server's side. No operation changes its arguments."""
+
+    def load_keys(self, data: bytes) -> None: ...
+
+    def deserialise(self, data: bytes) -> Cipher: ...
+
+    def serialise(self, cipher: Cipher) -> bytes: ...
+
+    def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain: ...
+
+    def add(self, a: Cipher, b: Cipher) -> Cipher: ...
+
+    def add_plain(self, a: Cipher, p: Plain) -> Cipher: ...
+
+    def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
+        """Σ cipher · plain."""
+
+    def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
+        """Σ weight · cipher for real scalars, each encoded at `scale`."""
+
+    def square(self, a: Cipher) -> Cipher:
+        """Without relinearisation: three polynomials."""
+
+    def relinearise(self, a: Cipher) -> Cipher: ...
+
+    def rescale(self, a: Cipher) -> Cipher: ...
+
+    def conjugate(self, a: Cipher) -> Cipher: ...
+
+    def rotate_many(self, a: Cipher, steps: Sequence[int]) -> list[Cipher]:
+        """a rotated to the left by each step (0 allowed); hoisted where the library can."""
+
+    def rotate_sum(self, pairs: Sequence[tuple[Cipher, int]]) -> Cipher:
+        """Σ cipher rotated by its step (0 allowed); with one modulus-down for all where the library can."""
+
+
+class Library(Protocol):
+    """Made without arguments; imports its FHE library only in these methods."""
+
+    name: str
+
+    def admissible(self, parameters: Parameters) -> bool:
+        """Whether the library can build these parameters at 128 bits."""
+
+    def client(self, parameters: Parameters) -> ClientLibrary: ...
+
+    def evaluator(self, parameters: Parameters, threads: int) -> Evaluator: ...
+
+    def moduli(self, parameters: Parameters) -> list[int]:
+        """The primes of a fresh ciphertext as really built: first prime, then the others; the last is dropped first."""
+
+    def describe(self, parameters: Parameters) -> dict[str, Any]:
+        """Of the context really built: ``ring_dimension``, ``log2_qp``, ``moduli_bits``, ``special_moduli_bits``,
+        ``secret`` and ``error_stddev``, for the record and for `backends.security`."""

@@ -1,0 +1,186 @@
+"""A plan: everything that client and server do to a network, as data.
+
+Server: for each step, `Packed` (diagonals and rotations) or `Scalar` (image-in-slot) evaluates an affine map; between
+two steps every ciphertext is squared, relinearised and rescaled. All arrays are in slots; rotation by k moves slot
+t + k to slot t.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from backends.slots.library import KeyRequest, Parameters
+
+
+@dataclass(frozen=True)
+class Term:
+    """One product: ciphertext `input` rotated by `baby`, times ``diagonals[diagonal]``; the sum is rotated by `giant`."""
+
+    output: int
+    input: int
+    baby: int
+    giant: int
+    diagonal: int
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """``y_o = fold(Σ_g rot_g(Σ rot_b(x_i) ⊙ d)) + bias_o`` (Halevi–Shoup baby-step giant-step, then rotate-and-sum).
+
+    diagonals: (n, slots). folds: groups of rotations; a group adds its rotations of the sum to the sum. real_part:
+    adds the conjugate, for inputs that carry two values in a complex slot. bias: (output ciphertexts, slots).
+    """
+
+    kind: str  # the layout in words, for `bench explain`
+    outputs: int
+    terms: tuple[Term, ...]
+    diagonals: np.ndarray
+    folds: tuple[tuple[int, ...], ...]
+    bias: np.ndarray
+    real_part: bool = False
+
+    @property
+    def rotations(self) -> set[int]:
+        steps = {s for t in self.terms for s in (t.baby, t.giant)} | {s for group in self.folds for s in group}
+        return steps - {0}
+
+    @property
+    def conjugates(self) -> bool:
+        return self.real_part
+
+
+@dataclass(frozen=True, eq=False)
+class Scalar:
+    """``y_o = Σ_i weight[o, i] · x_i + bias[o]`` with one image in each slot and one value in each ciphertext.
+
+    split: the inputs carry a second image in their imaginary part; after the sum each ciphertext is split in two real
+    ones, real parts first. join: the inputs are such halves and come together again as real + i · imaginary.
+    """
+
+    kind: str
+    weight: np.ndarray
+    bias: np.ndarray
+    split: bool = False
+    join: bool = False
+
+    @property
+    def outputs(self) -> int:
+        return len(self.weight) * (2 if self.split else 1)
+
+    rotations = frozenset[int]()
+
+    @property
+    def conjugates(self) -> bool:
+        return self.split
+
+
+Step = Packed | Scalar
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """How the client packs images: slot s of ciphertext c holds x[real[c, s]] + i·x[imaginary[c, s]], 0 for −1.
+
+    batched: one image in each slot instead (two with the imaginary part); ciphertext c holds input c of all images.
+    """
+
+    kind: str
+    batched: bool = False
+    real: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    imaginary: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """parameters, input packing, one step for each affine map, and where the logits are: slot ``output_slots[k]``."""
+
+    parameters: Parameters
+    input: Input
+    steps: tuple[Step, ...]
+    output_slots: tuple[int, ...]
+    output_scale: float
+
+    @property
+    def batch(self) -> int:
+        return 2 * self.parameters.slots if self.input.batched else 1
+
+    @property
+    def keys(self) -> KeyRequest:
+        return KeyRequest(
+            rotations=tuple(sorted(set[int]().union(*(step.rotations for step in self.steps)))),
+            conjugation=any(step.conjugates for step in self.steps),
+            relinearisation=len(self.steps) > 1,
+        )
+
+    def scales(self, moduli: list[int]) -> list[float]:
+        """Exact scale before each step, and after the last one."""
+        scale = 2.0**self.parameters.input_scale_bits
+        scales = [scale]
+        for index, bits in enumerate(self.parameters.weight_scale_bits):
+            scale *= 2.0**bits
+            if index < len(self.steps) - 1:
+                scale = scale**2 / moduli[len(moduli) - 1 - index]
+            scales.append(scale)
+        return scales
+
+    # -- the two artifacts -----------------------------------------------------------------------------------------
+
+    def client_bytes(self) -> bytes:
+        """Without the weights: what the client needs to encrypt and decrypt."""
+        return _dump(dataclasses.replace(self, steps=()), keys=self.keys, steps=len(self.steps))
+
+    def server_bytes(self) -> bytes:
+        empty = np.zeros((0, 0), np.int32)
+        return _dump(dataclasses.replace(self, input=dataclasses.replace(self.input, real=empty, imaginary=empty)))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> tuple[Plan, dict]:
+        """The plan and the extra header values (of the client: ``keys`` and ``steps``)."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+        header = json.loads(values.pop("header").tobytes())
+        parameters = header["parameters"] | {"weight_scale_bits": tuple(header["parameters"]["weight_scale_bits"])}
+        steps: list[Step] = []
+        for index, spec in enumerate(header["steps"]):
+            own = {n.split(".", 1)[1]: a for n, a in values.items() if n.startswith(f"{index}.")}
+            if spec.pop("type") == "scalar":
+                steps.append(Scalar(**spec, **own))
+                continue
+            terms = tuple(Term(*map(int, row)) for row in own.pop("terms"))
+            steps.append(Packed(**spec | {"folds": tuple(map(tuple, spec["folds"]))}, terms=terms, **own))
+        plan = Plan(
+            parameters=Parameters(**parameters),
+            input=Input(**header["input"], real=values["real"], imaginary=values["imaginary"]),
+            steps=tuple(steps),
+            output_slots=tuple(header["output_slots"]),
+            output_scale=header["output_scale"],
+        )
+        return plan, header["extra"]
+
+
+def _dump(plan: Plan, **extra: object) -> bytes:
+    arrays = {"real": plan.input.real, "imaginary": plan.input.imaginary}
+    steps = []
+    for index, step in enumerate(plan.steps):
+        values = {f.name: getattr(step, f.name) for f in dataclasses.fields(step)}
+        if isinstance(step, Packed):
+            values["terms"] = np.array([dataclasses.astuple(t) for t in step.terms], np.int32).reshape(-1, 5)
+        arrays |= {f"{index}.{n}": v for n, v in values.items() if isinstance(v, np.ndarray)}
+        plain = {n: v for n, v in values.items() if not isinstance(v, np.ndarray)}
+        steps.append({"type": "packed" if isinstance(step, Packed) else "scalar"} | plain)
+    header = {
+        "parameters": dataclasses.asdict(plan.parameters),
+        "input": {"kind": plan.input.kind, "batched": plan.input.batched},
+        "steps": steps,
+        "output_slots": plan.output_slots,
+        "output_scale": plan.output_scale,
+        "extra": {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in extra.items()},
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    return buffer.getvalue()
