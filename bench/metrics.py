@@ -1,0 +1,182 @@
+"""Figures computed from the raw outputs and raw samples of a record.
+
+Accuracy and AUC are MedMNIST's own definitions (``medmnist/evaluator.py``, `getACC` and `getAUC`), written over
+scikit-learn because importing ``medmnist`` imports torch. `tests/bench/test_metrics.py` proves them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, softmax
+from scipy.stats import binom, norm
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from bench.record import Outputs
+
+BINARY = "binary-class"
+MULTI_LABEL = "multi-label, binary-class"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its confidence interval; bounds are ``None`` where the data cannot support one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy with its Wilson interval, and AUC (``None``: undefined, because a class or all but one is missing)."""
+
+    accuracy: Interval
+    auc: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What lowering cost, and what encryption cost, over the same `n` images.
+
+    float_, lowered, encrypted: the three steps; `encrypted` and all that follows is ``None`` when nothing was decrypted.
+    agreeing: images whose encrypted prediction equals that of the lowered network in the clear (all labels equal, if
+    multi-label); agreement: their share.
+    logit_error_max, logit_error_mean: absolute difference of encrypted and lowered logits, over all images and outputs.
+    disagreements_beyond_noise: disagreements that are not borderline: the lowered logits were further from the decision
+    boundary than the worst logit error on the images that agree (see `_flip_distance`).
+    """
+
+    n: int
+    float_: Accuracy
+    lowered: Accuracy
+    encrypted: Accuracy | None = None
+    agreeing: int | None = None
+    agreement: float | None = None
+    logit_error_max: float | None = None
+    logit_error_mean: float | None = None
+    disagreements_beyond_noise: int | None = None
+
+
+def scores(logits: np.ndarray, kind: str) -> np.ndarray:
+    """Probabilities (n, outputs) of logits (n, outputs): sigmoid for multi-label or a single output, else softmax."""
+    return expit(logits) if kind == MULTI_LABEL or logits.shape[1] == 1 else softmax(logits, axis=1)
+
+
+def predictions(score: np.ndarray, kind: str) -> np.ndarray:
+    """Predicted labels from scores (n, outputs): (n, labels) for multi-label, else (n, 1)."""
+    if kind == MULTI_LABEL:
+        return (score > 0.5).astype(int)
+    if kind == BINARY:
+        return (score[:, -1:] > 0.5).astype(int)
+    return score.argmax(axis=1)[:, None]
+
+
+def accuracy(labels: np.ndarray, score: np.ndarray, kind: str) -> float:
+    """MedMNIST's ACC. labels: (n, 1) or (n, labels); score: (n, outputs). Multi-label: mean over the labels."""
+    predicted = predictions(score, kind)
+    return float(np.mean([accuracy_score(labels[:, i], predicted[:, i]) for i in range(predicted.shape[1])]))
+
+
+def auc(labels: np.ndarray, score: np.ndarray, kind: str) -> float | None:
+    """MedMNIST's AUC: of the last output (binary), or the mean over labels or one-against-rest classes.
+
+    ``None`` where MedMNIST's is undefined: some class is absent, or the only one, among these images, or a score is not
+    a number.
+    """
+    if kind == BINARY:
+        truth, score = labels[:, :1], score[:, -1:]
+    elif kind == MULTI_LABEL:
+        truth = labels
+    else:
+        truth = (labels[:, :1] == np.arange(score.shape[1])).astype(int)
+    both_present = (truth.min(axis=0) < truth.max(axis=0)).all()
+    if not both_present or not np.isfinite(score).all():
+        return None
+    return float(np.mean([roc_auc_score(truth[:, i], score[:, i]) for i in range(score.shape[1])]))
+
+
+def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval of a share of `n` images (Wilson 1927, JASA 22).
+
+    For the accuracy of a multi-label task, `share` is a mean over labels and `n` still the images: labels of one image
+    are not independent, so the interval is on the wide side.
+    """
+    z2 = norm.ppf((1 + confidence) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Median with its distribution-free interval: two order statistics (David & Nagaraja, Order Statistics, 7.1).
+
+    The j-th smallest and j-th largest sample, with the largest j for which the interval still covers the median with at
+    least `confidence`, whatever the distribution. Fewer than 6 samples cannot reach 95 %: the bounds are ``None`` then.
+    Raises ValueError without samples.
+    """
+    if not len(samples):
+        raise ValueError("a median needs at least one sample")
+    ordered = np.sort(np.asarray(samples, float))
+    n = len(ordered)
+    # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
+    j = int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
+    low, high = (float(ordered[j - 1]), float(ordered[n - j])) if j else (None, None)
+    return Interval(float(np.median(ordered)), low, high)
+
+
+def throughput(batch: int, wall_s: float) -> float:
+    """Images per second of requests of `batch` images that take `wall_s` each."""
+    return batch / wall_s
+
+
+def quality(outputs: Outputs) -> Quality:
+    """Every quality figure of a trial. Raises ValueError without images.
+
+    If the trial ended early, all three steps are compared on the images that were decrypted.
+    """
+    n = len(outputs.encrypted_logits) or len(outputs.labels)
+    if not n:
+        raise ValueError("no images, no quality")
+    labels = np.asarray(outputs.labels[:n])
+    lowered = np.asarray(outputs.lowered_logits[:n], float)
+
+    def step(logits: np.ndarray) -> Accuracy:
+        score = scores(logits, outputs.kind)
+        share = accuracy(labels, score, outputs.kind)
+        return Accuracy(Interval(share, *wilson_interval(share, n)), auc(labels, score, outputs.kind))
+
+    float_step, lowered_step = step(np.asarray(outputs.float_logits[:n], float)), step(lowered)
+    if not outputs.encrypted_logits:
+        return Quality(n, float_step, lowered_step)
+
+    encrypted = np.asarray(outputs.encrypted_logits, float)
+    error = np.abs(encrypted - lowered)
+    before, after = (predictions(scores(x, outputs.kind), outputs.kind) for x in (lowered, encrypted))
+    agrees = (before == after).all(axis=1)
+    noise = error[agrees].max(initial=0.0)
+    return Quality(
+        n,
+        float_step,
+        lowered_step,
+        encrypted=step(encrypted),
+        agreeing=int(agrees.sum()),
+        agreement=float(agrees.mean()),
+        logit_error_max=float(error.max()),
+        logit_error_mean=float(error.mean()),
+        disagreements_beyond_noise=int((_flip_distance(lowered, before, after)[~agrees] > noise).sum()),
+    )
+
+
+def _flip_distance(logits: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The least error of a single logit (maximum norm) that can turn prediction `before` into `after`; (n,).
+
+    A threshold at 0 is crossed by an error of \\|logit\\|; two classes swap when each is off by half their difference.
+    """
+    if before.shape[1] == logits.shape[1]:  # thresholds: multi-label, or binary with one output
+        return (np.abs(logits) * (before != after)).max(axis=1)
+    winner, other = (np.take_along_axis(logits, index, axis=1)[:, 0] for index in (before, after))
+    return (winner - other) / 2

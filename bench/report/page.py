@@ -1,0 +1,219 @@
+"""``report.html``: one file that needs no network. Python writes every figure as text; JavaScript filters and draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from bench.record import Record
+from bench.report.quantity import with_unit
+from bench.report.table import COLUMNS, ONCE, REQUEST, row
+from bench.report.verdict import verdict
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+FILTERS = ("backend", "model", "task", "scenario", "model_privacy")
+RAW_RECORDS_BYTES = 900_000  # records beyond this are shown without raw outputs, to keep the file below 6 MB
+
+# Marker of the n-th backend: Plotly's symbol and the same shape as an SVG path in a 16 × 16 box.
+SYMBOLS = {
+    "circle": "M8 2.5a5.5 5.5 0 1 0 0 11a5.5 5.5 0 1 0 0-11z",
+    "square": "M3 3h10v10H3z",
+    "diamond": "M8 1.5L14.5 8L8 14.5L1.5 8z",
+    "triangle-up": "M8 2L14.5 13.5H1.5z",
+    "cross": "M6 2h4v4h4v4h-4v4H6v-4H2V6h4z",
+    "triangle-down": "M8 14L1.5 2.5h13z",
+    "hexagon": "M8 1.5L13.6 4.75v6.5L8 14.5L2.4 11.25v-6.5z",
+    "star-square": "M2 2L8 4.5L14 2L11.5 8L14 14L8 11.5L2 14L4.5 8z",
+}
+COLOURS = 6  # of report.css: --series-1 …
+
+
+class Heading(NamedTuple):
+    """A column of a table in the report: its name in `COLUMNS`, and a short heading."""
+
+    column: str
+    title: str
+
+
+SUMMARY = [
+    Heading("status", "Status"),
+    Heading("images", "Images"),
+    Heading("accuracy_encrypted", "Accuracy, encrypted"),
+    Heading("agreement", "Agreement with clear"),
+    Heading("server_wall_s_median", "Server latency"),
+    Heading("request_wall_s_median", "Round trip"),
+    Heading("batch", "Images a request"),
+    Heading("throughput_images_per_s", "Throughput (images/s)"),
+    Heading("request_bytes", "Request"),
+    Heading("response_bytes", "Response"),
+    Heading("evaluation_key_bytes", "Evaluation keys"),
+    Heading("client_peak_rss_bytes", "Client memory"),
+    Heading("server_peak_rss_bytes", "Server memory"),
+    Heading("security_bits", "Security (bits)"),
+]
+STAGES = [
+    Heading("samples", "Timed requests"),
+    *(Heading(f"{prefix}_wall_s_median", prefix.replace("_", " ").capitalize()) for prefix in REQUEST),
+    Heading("request_wall_s_median", "Round trip"),
+    Heading("infer_cold_wall_s", "First infer"),
+    Heading("infer_cpu_s_median", "Infer, CPU time"),
+]
+ONCE_STAGES = [Heading(f"{prefix}_wall_s", prefix.replace("_", " ").capitalize()) for prefix in ONCE]
+SIZES = [
+    Heading("public_key_bytes", "Public key"),
+    Heading("evaluation_key_bytes", "Evaluation keys"),
+    Heading("request_bytes", "Request"),
+    Heading("response_bytes", "Response"),
+    Heading("client_artifact_bytes", "Client artifact"),
+    Heading("server_artifact_bytes", "Server artifact"),
+    Heading("owner_peak_rss_bytes", "Owner memory"),
+    Heading("client_peak_rss_bytes", "Client memory"),
+    Heading("server_peak_rss_bytes", "Server memory"),
+]
+QUALITY = [
+    Heading("images", "Images"),
+    Heading("accuracy_float", "Accuracy, float"),
+    Heading("accuracy_lowered", "Accuracy, lowered"),
+    Heading("accuracy_encrypted", "Accuracy, encrypted"),
+    Heading("auc_float", "AUC, float"),
+    Heading("auc_lowered", "AUC, lowered"),
+    Heading("auc_encrypted", "AUC, encrypted"),
+    Heading("agreeing_images", "Images that agree"),
+    Heading("disagreements_beyond_noise", "Disagreements beyond noise"),
+    Heading("logit_error_max", "Worst logit error"),
+    Heading("logit_error_mean", "Mean logit error"),
+]
+CONDITIONS = [
+    Heading("threads", "Threads asked"),
+    Heading("cpu_wall_ratio", "Threads busy (CPU/wall)"),
+    Heading("seed", "Seed"),
+    Heading("started_at", "Started"),
+    Heading("duration_s", "Whole trial"),
+    Heading("git_commit", "Commit"),
+]
+TABLES = (SUMMARY, STAGES, ONCE_STAGES, SIZES, QUALITY, CONDITIONS)
+
+
+def render(records: list[Record], about: dict[str, Any], name: str) -> str:
+    """The whole page. about: the run file (see `bench.report.write`); name: of the run folder."""
+    trials = [row(record) | {"encrypted": record.security is not None} for record in records]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"pretty": _pretty, "urlquote": lambda text: quote(text, safe="")}
+    values = {f: sorted({t[f] for t in trials}) for f in FILTERS}
+    markers = _markers(values["backend"])
+    return environment.get_template("report.html.j2").render(
+        title=about.get("suite") or name,
+        compared=_compared(records, trials, values),
+        notes=[str(note) for note in about.get("notes") or ()],
+        answer=verdict(trials),
+        filters=values,
+        markers=markers,
+        trials=[
+            {"label": _label(t, values), "cells": {h.column: _cell(t, h.column) for table in TABLES for h in table}} | t
+            for t in trials
+        ],
+        records=records,
+        raw=_raw(records),
+        tables={"summary": SUMMARY, "stages": STAGES, "once": ONCE_STAGES, "sizes": SIZES, "quality": QUALITY,
+                "conditions": CONDITIONS},
+        columns=COLUMNS,
+        machines=_distinct(record.machine for record in records),
+        versions=_distinct(dict(sorted(record.versions.items())) for record in records),
+        commands=[about["command"]] if about.get("command") else list(dict.fromkeys(r.command for r in records if r.command)),
+        data=_data(trials, values, markers),
+        plotly=Markup(get_plotlyjs()),
+        css=Markup((TEMPLATES / "report.css").read_text("utf-8")),
+        script=Markup((TEMPLATES / "report.js").read_text("utf-8")),
+    )
+
+
+def _data(trials: list[dict[str, Any]], values: dict[str, list[str]], markers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What JavaScript draws and sorts by: figures as one list a column, in the order of the trials."""
+    columns = {h.column for table in TABLES for h in table} | {*FILTERS, "encrypted"}
+    columns |= {f"{c.removesuffix('_median')}_{end}" for c in columns for end in ("low", "high")} & COLUMNS.keys()
+    return {
+        "figures": {column: [t.get(column) for t in trials] for column in sorted(columns)},
+        "labels": [_label(t, values) for t in trials],
+        "filters": values,
+        "markers": {backend: {"symbol": m["symbol"], "colour": m["colour"]} for backend, m in markers.items()},
+        "stages": {prefix: role for prefix, (role, _, _) in REQUEST.items()},
+    }
+
+
+def _markers(backends: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour (0: neutral, for ``clear``) and symbol of each backend: no two share both."""
+    names = list(SYMBOLS)
+    others = [b for b in backends if b != "clear"]
+    found = {b: {"colour": i % COLOURS + 1, "symbol": names[1:][i % (len(names) - 1)]} for i, b in enumerate(others)}
+    if "clear" in backends:
+        found["clear"] = {"colour": 0, "symbol": names[0]}
+    return {b: found[b] | {"path": SYMBOLS[found[b]["symbol"]]} for b in backends}
+
+
+def _compared(records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[str]]) -> str:
+    """One line on what was compared."""
+    finished = sum(t["status"] == "ok" for t in trials)
+    images = sorted({t["images"] for t in trials if "images" in t})
+    parts = [
+        f"{len(trials)} trial{'s' * (len(trials) != 1)}, {finished} ok",
+        *(f"{name}: {', '.join(values[name])}" for name in ("backend", "model", "task", "scenario")),
+    ]
+    if images:
+        parts.append(f"{'–'.join(str(i) for i in dict.fromkeys((images[0], images[-1])))} test images a trial")
+    parts.append(f"threads: {', '.join(str(n) for n in sorted({t['threads'] for t in trials}))}")
+    return " · ".join([*parts, min(r.started_at for r in records)[:10]])
+
+
+def _label(trial: dict[str, Any], values: dict[str, list[str]]) -> list[str]:
+    """The backend, and whatever else tells this trial from the others."""
+    return [trial["backend"], *(trial[f] for f in FILTERS[1:] if len(values[f]) > 1)]
+
+
+def _cell(trial: dict[str, Any], column: str) -> dict[str, str]:
+    """Text of a figure and of its interval; both empty if it was not measured."""
+    value, unit = trial.get(column), COLUMNS[column].unit
+    if value is None:
+        return {"text": "", "interval": ""}
+    if isinstance(value, str):
+        return {"text": value[:12] if column == "git_commit" else value, "interval": ""}
+    low, high = (trial.get(f"{column.removesuffix('_median')}_{end}") for end in ("low", "high"))
+    interval = "" if low is None else f"{with_unit(low, unit)} – {with_unit(high, unit)}"
+    return {"text": with_unit(value, unit), "interval": interval}
+
+
+def _raw(records: list[Record]) -> list[Any]:
+    whole = [msgspec.to_builtins(record) for record in records]
+    if len(json.dumps(whole)) > RAW_RECORDS_BYTES:
+        for record in whole:
+            record["outputs"] = f"left out to keep this page small: see records/{record['key']}.json"
+    return whole
+
+
+def _distinct(objects: Any) -> list[dict[str, Any]]:
+    return list({json.dumps(o, sort_keys=True, default=str): o for o in objects if o}.values())
+
+
+def _pretty(value: Any) -> str:
+    """A JSON value on one line for people: no quotes around text, lists without brackets."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, (int, float)):
+        return f"{value:,}".replace(",", "\u2009") if isinstance(value, int) else f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(_pretty(v) for v in value)
+    if isinstance(value, dict):
+        return "; ".join(f"{k}: {_pretty(v)}" for k, v in value.items())
+    return str(value)

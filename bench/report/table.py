@@ -1,0 +1,282 @@
+"""The results table: one tidy row a trial, and what each of its columns means.
+
+`COLUMNS` is the one place where a column is defined; the CSV has exactly these columns in this order, and the report
+shows their meanings when the pointer rests on a heading. A figure that was not measured is empty, never zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.metrics import Interval, Quality, median_interval, quality, throughput
+from bench.record import Record, Stage
+
+
+class Column(NamedTuple):
+    """unit: "" for text and plain numbers. meaning: one line, for people."""
+
+    unit: str
+    meaning: str
+
+
+# What happens once, and what happens in every request, in order: column prefix → (role, stage of the record, meaning).
+ONCE = {
+    "prepare": ("owner", "prepare", "the owner compiles, encodes or encrypts the network"),
+    "client_load": ("client", "load", "the client loads its artifact"),
+    "server_load": ("server", "load", "the server loads its artifact"),
+    "keygen": ("client", "keygen", "the client makes and serialises the keys"),
+    "load_keys": ("server", "load_keys", "the server loads the evaluation keys"),
+}
+REQUEST = {
+    "encrypt": ("client", "encrypt", "the client encrypts the images of one request"),
+    "serialise_request": ("client", "serialise", "the client turns the ciphertexts into bytes"),
+    "deserialise_request": ("server", "deserialise", "the server reads the request"),
+    "infer": ("server", "infer", "the server evaluates the network on ciphertexts"),
+    "serialise_response": ("server", "serialise", "the server turns the result into bytes"),
+    "deserialise_response": ("client", "deserialise", "the client reads the response"),
+    "decrypt": ("client", "decrypt", "the client decrypts the logits"),
+}
+SERVER_REQUEST = {prefix: stage for prefix, stage in REQUEST.items() if stage[0] == "server"}
+STEPS = {
+    "float": "float network in the clear",
+    "lowered": "lowered (integer or polynomial) network in the clear",
+    "encrypted": "lowered network under encryption",
+}
+ROLES = ("owner", "client", "server")
+PARAMETERS = {
+    "ring_dimension": Column("coefficients", "ring dimension of the ciphertexts (CKKS)"),
+    "modulus_bits": Column("bits", "size of the whole ciphertext modulus, special primes with it (CKKS)"),
+    "lwe_dimension": Column("coefficients", "LWE dimension of the ciphertexts that bootstrapping acts on (TFHE)"),
+    "p_error": Column("", "error probability of one programmable bootstrap (TFHE)"),
+}
+
+
+def _timing_columns(name: str, meaning: str) -> dict[str, Column]:
+    return {
+        f"{name}_median": Column("s", f"{meaning}: median"),
+        f"{name}_low": Column("s", f"{meaning}: lower end of the 95 % interval of the median (empty below 6 samples)"),
+        f"{name}_high": Column("s", f"{meaning}: upper end of the 95 % interval of the median (empty below 6 samples)"),
+    }
+
+
+def _columns() -> dict[str, Column]:
+    columns = {
+        "key": Column("", "hash that names the record file, records/<key>.json"),
+        "backend": Column("", "backend, or backend:variant"),
+        "model": Column("", "network architecture"),
+        "task": Column("", "MedMNIST task, or digits"),
+        "scenario": Column("", "single-stream: one image a request; offline: as many as the backend packs best"),
+        "model_privacy": Column("", "plain: the server reads the weights; encrypted: it sees only ciphertexts of them"),
+        "status": Column("", "ok, failed, timeout, oom (out of memory), insecure, wrong or skipped"),
+        "reason": Column("", "why a trial is not ok"),
+        "images_asked": Column("images", "test images asked for (0: all)"),
+        "images": Column("images", "test images that the quality figures are computed from"),
+        "batch": Column("images", "images in one request"),
+        "threads": Column("threads", "cores that each party was allowed to use"),
+        "cpu_wall_ratio": Column("", "CPU seconds over wall seconds of inference: the threads really busy"),
+        "seed": Column("", "seed of the trial"),
+    }
+    for step, meaning in STEPS.items():
+        columns[f"accuracy_{step}"] = Column("", f"accuracy (MedMNIST's ACC) of the {meaning}")
+        columns[f"accuracy_{step}_low"] = Column("", f"lower end of the 95 % Wilson interval of accuracy_{step}")
+        columns[f"accuracy_{step}_high"] = Column("", f"upper end of the 95 % Wilson interval of accuracy_{step}")
+    for step, meaning in STEPS.items():
+        columns[f"auc_{step}"] = Column("", f"AUC (MedMNIST's) of the {meaning}; empty where a class is missing")
+    columns |= {
+        "agreeing_images": Column("images", "images predicted alike by the lowered network encrypted and in the clear"),
+        "agreement": Column("", "share of images predicted alike by the lowered network encrypted and in the clear"),
+        "disagreements_beyond_noise": Column(
+            "images", "predictions changed by encryption though the margin exceeded the worst logit error elsewhere"
+        ),
+        "logit_error_max": Column("", "largest absolute difference of encrypted and clear logits"),
+        "logit_error_mean": Column("", "mean absolute difference of encrypted and clear logits"),
+        "samples": Column("requests", "timed requests, warm-up not among them"),
+    }
+    columns |= _timing_columns("request_wall_s", "one request from images to logits, all stages of both parties, wall time")
+    columns |= _timing_columns("server_wall_s", "one request on the server (read, infer, write), wall time")
+    columns["throughput_images_per_s"] = Column("images/s", "images of a request over server_wall_s_median")
+    for prefix, (_, _, meaning) in REQUEST.items():
+        columns |= _timing_columns(f"{prefix}_wall_s", f"{meaning}, wall time")
+        columns[f"{prefix}_cpu_s_median"] = Column("s", f"{meaning}, CPU time: median")
+    columns["infer_cold_wall_s"] = Column("s", "first inference of the process, not among the samples, wall time")
+    for prefix, (_, _, meaning) in ONCE.items():
+        columns[f"{prefix}_wall_s"] = Column("s", f"once: {meaning}, wall time")
+        columns[f"{prefix}_cpu_s"] = Column("s", f"once: {meaning}, CPU time")
+    columns |= {
+        "request_bytes": Column("bytes", "one serialised request of `batch` images"),
+        "response_bytes": Column("bytes", "the serialised response to one request"),
+        "evaluation_key_bytes": Column("bytes", "all keys that the server needs to compute, sent once"),
+        "public_key_bytes": Column("bytes", "the public (encryption) key, where it is sent"),
+        "client_artifact_bytes": Column("bytes", "what the owner hands to the client"),
+        "server_artifact_bytes": Column("bytes", "what the owner hands to the server: the prepared network"),
+    }
+    for role in ROLES:
+        columns[f"{role}_peak_rss_bytes"] = Column("bytes", f"highest resident memory of the {role} process")
+    columns |= {
+        "security_bits": Column("bits", "security level of the weakest parameter set; empty: not encrypted"),
+        "security_standard": Column("", "table or estimator that the security level comes from"),
+        **PARAMETERS,
+        "parameters": Column("JSON", "all parameters really used"),
+        "operations": Column("JSON", "primitive operations of one inference, by name"),
+        "network": Column("JSON", "model, lowering, hash and provenance of the network"),
+        "notes": Column("JSON", "what else the backend reported"),
+        "machine": Column("", "processor, cores and memory"),
+        "versions": Column("JSON", "versions of the libraries"),
+        "git_commit": Column("", "commit of this benchmark"),
+        "started_at": Column("", "start of the trial, ISO 8601"),
+        "duration_s": Column("s", "the whole trial, process starts included, wall time"),
+        "command": Column("", "command that made the record"),
+    }
+    return columns
+
+
+COLUMNS: dict[str, Column] = _columns()
+
+
+def rows(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a trial with exactly the columns of `COLUMNS`; what was not measured is missing."""
+    found = [row(record) for record in records]
+    return pd.DataFrame({name: _series([r.get(name) for r in found]) for name in COLUMNS})
+
+
+def row(record: Record) -> dict[str, Any]:
+    """The figures of one trial by column name; columns without a value are left out."""
+    trial = record.trial
+    found = {
+        "key": record.key,
+        "backend": trial.backend,
+        "model": trial.model,
+        "task": trial.task,
+        "scenario": trial.scenario,
+        "model_privacy": trial.model_privacy,
+        "status": record.status,
+        "reason": record.reason,
+        "images_asked": trial.images,
+        "batch": record.batch,
+        "threads": trial.threads,
+        "cpu_wall_ratio": record.cpu_wall_ratio,
+        "seed": trial.seed,
+        **_timings(record),
+        **_sizes(record),
+        **_peaks(record),
+        **_parameters(record),
+        "machine": describe_machine(record.machine),
+        "versions": _json(record.versions),
+        "git_commit": record.git_commit,
+        "started_at": record.started_at,
+        "duration_s": record.duration_s,
+        "command": record.command,
+    }
+    if record.outputs and record.outputs.labels:
+        found |= _quality(quality(record.outputs))
+    return {name: value for name, value in found.items() if value is not None and value != ""}
+
+
+def describe_machine(machine: dict[str, Any]) -> str:
+    """The machine in one line, from whatever of it is known."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items() if not isinstance(value, (dict, list)))
+
+
+def _quality(found: Quality) -> dict[str, Any]:
+    figures: dict[str, Any] = {"images": found.n}
+    for name, step in zip(STEPS, (found.float_, found.lowered, found.encrypted)):
+        if step:
+            figures |= _interval(f"accuracy_{name}", step.accuracy, value="")
+            figures[f"auc_{name}"] = step.auc
+    return figures | {
+        "agreeing_images": found.agreeing,
+        "agreement": found.agreement,
+        "disagreements_beyond_noise": found.disagreements_beyond_noise,
+        "logit_error_max": found.logit_error_max,
+        "logit_error_mean": found.logit_error_mean,
+    }
+
+
+def _timings(record: Record) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for prefix, (role, name, _) in ONCE.items():
+        stage = record.stage(role, name)
+        if stage and stage.wall_s:
+            figures[f"{prefix}_wall_s"] = stage.wall_s[0]
+            figures[f"{prefix}_cpu_s"] = stage.cpu_s[0] if stage.cpu_s else None
+    for prefix, (role, name, _) in REQUEST.items():
+        stage = record.stage(role, name)
+        if stage and stage.wall_s:
+            figures |= _interval(f"{prefix}_wall_s", median_interval(stage.wall_s))
+            figures[f"{prefix}_cpu_s_median"] = median_interval(stage.cpu_s).value if stage.cpu_s else None
+    if infer := record.stage("server", "infer"):
+        figures["samples"] = len(infer.wall_s)
+        figures["infer_cold_wall_s"] = infer.cold_wall_s
+    if samples := _totals(record, REQUEST):
+        figures |= _interval("request_wall_s", median_interval(samples))
+    if samples := _totals(record, SERVER_REQUEST):
+        server = median_interval(samples)
+        figures |= _interval("server_wall_s", server)
+        figures["throughput_images_per_s"] = throughput(record.batch, server.value) if server.value else None
+    return figures
+
+
+def _totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[float]:
+    """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
+    timed: list[Stage | None] = [record.stage(role, name) for role, name, _ in stages.values()]
+    if any(stage is None for stage in timed) or len({len(stage.wall_s) for stage in timed}) > 1:
+        return []
+    return [sum(request) for request in zip(*(stage.wall_s for stage in timed))]
+
+
+def _sizes(record: Record) -> dict[str, int | None]:
+    keys = {name: size for name, size in record.sizes.items() if name.endswith("_key_bytes")}
+    public = keys.pop("public_key_bytes", None)
+    named = ("request_bytes", "response_bytes", "client_artifact_bytes", "server_artifact_bytes")
+    return {
+        **{name: record.sizes.get(name) for name in named},
+        "evaluation_key_bytes": sum(keys.values()) if keys else None,
+        "public_key_bytes": public,
+    }
+
+
+def _peaks(record: Record) -> dict[str, int | None]:
+    return {
+        f"{role}_peak_rss_bytes": max(
+            (s.peak_rss_bytes for s in record.stages if s.role == role and s.peak_rss_bytes is not None), default=None
+        )
+        for role in ROLES
+    }
+
+
+def _parameters(record: Record) -> dict[str, Any]:
+    security = record.security or {}
+    figures = {name: record.parameters.get(name) for name in PARAMETERS}
+    if isinstance(figures["modulus_bits"], list):  # the bits of each prime of the chain
+        figures["modulus_bits"] = sum(figures["modulus_bits"])
+    return {
+        "security_bits": security.get("bits"),
+        "security_standard": security.get("standard"),
+        **figures,
+        "parameters": _json(record.parameters),
+        "operations": _json(record.operations),
+        "network": _json(record.network),
+        "notes": _json(record.notes),
+    }
+
+
+def _interval(name: str, interval: Interval, value: str = "_median") -> dict[str, float | None]:
+    return {f"{name}{value}": interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str) if value else ""
+
+
+def _series(values: list[Any]) -> pd.Series:
+    """Whole numbers stay whole beside missing ones."""
+    known = [v for v in values if v is not None]
+    if all(type(v) is int for v in known):
+        return pd.Series(values, dtype="Int64")
+    if all(type(v) in (int, float) for v in known):
+        return pd.Series(values, dtype="float64")
+    return pd.Series(values, dtype="object")

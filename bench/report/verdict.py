@@ -1,0 +1,145 @@
+"""What the figures say, in up to three sentences: fastest, most accurate, smallest request.
+
+Backends are compared only where they did the same work: same model, task, scenario and privacy of the model, all
+encrypted, all ok, and per image, so that a request of many images is not held against its sender.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from bench.report.quantity import times, with_unit
+
+Figures = dict[str, Any]
+Values = dict[str, float]  # by backend, within one comparison
+
+
+def verdict(trials: list[Figures]) -> list[str]:
+    """Sentences from rows of `bench.report.table.row`, each of which also says whether it is ``encrypted`` (bool)."""
+    finished = [t for t in trials if t["status"] == "ok"]
+    if not finished:
+        return ["No trial finished; the reasons are listed under Failures."]
+    encrypted = [t for t in finished if t["encrypted"]]
+    if not encrypted:
+        return ["Nothing was encrypted in these trials: the figures are those of the network in the clear."]
+    if len({t["backend"] for t in encrypted}) == 1:
+        return [_alone(encrypted)]
+    sentences = [
+        _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "of server time an image", "as long"),
+        _most_accurate(encrypted),
+        _cheapest(encrypted, "request_bytes", "bytes", "Smallest request", "an image", "as many bytes"),
+    ]
+    return [s for s in sentences if s] or ["No two encrypted backends did the same work, so there is nothing to rank."]
+
+
+def _alone(trials: list[Figures]) -> str:
+    figures = [
+        _span([t["accuracy_encrypted"] for t in trials if "accuracy_encrypted" in t], "", "accuracy"),
+        _span(_per_image(trials, "server_wall_s_median"), "s", "server time an image"),
+        _span(_per_image(trials, "request_bytes"), "bytes", "request an image"),
+    ]
+    return f"One encrypted backend finished, {trials[0]['backend']}: {', '.join(f for f in figures if f)}."
+
+
+def _cheapest(trials: list[Figures], column: str, unit: str, title: str, what: str, as_much: str) -> str:
+    groups = _comparisons(trials, lambda t: t[column] / t["batch"], column)
+    if not groups:
+        return ""
+    best, wins = _leaders(groups, lambda value, group: math.log(value / min(group.values())), min)
+    leader = best[0]
+    ratios = {
+        backend: math.exp(sum(logs) / len(logs))
+        for backend, logs in _against(groups, leader, lambda other, own: math.log(other / own)).items()
+        if backend not in best
+    }
+    others = _listed([f"{name} {times(ratio)}" for name, ratio in sorted(ratios.items(), key=lambda item: item[1])])
+    figure = _span([g[leader] for g in groups if leader in g], unit, what)
+    takes = f"; {others} {as_much}" if others else ""
+    return f"{title}: {' and '.join(best)}, {figure}{_of(wins, len(groups))}{takes}."
+
+
+def _most_accurate(trials: list[Figures]) -> str:
+    groups = _comparisons(trials, lambda t: t["accuracy_encrypted"], "accuracy_encrypted")
+    if not groups:
+        return ""
+    best, wins = _leaders(groups, lambda value, group: max(group.values()) - value, max)
+    leader = best[0]
+    own = [g[leader] for g in groups if leader in g]
+    others = [
+        f"{name} {sum(values) / len(values):.3f}"
+        for name, values in sorted(_against(groups, leader, lambda other, _: other).items())
+        if name not in best
+    ]
+    mean = f"{sum(own) / len(own):.3f}" + (" on average" if len(own) > 1 else "")
+    rest = f" ({', '.join(others)})" if others else ""
+    doubt = "; the 95 % intervals overlap, so the order is not settled" if others and _overlap(trials, best) else ""
+    return f"Most accurate under encryption: {' and '.join(best)}, {mean}{_of(wins, len(groups))}{rest}{doubt}."
+
+
+def _work(trial: Figures) -> tuple[str, ...]:
+    return trial["model"], trial["task"], trial["scenario"], trial["model_privacy"]
+
+
+def _comparisons(trials: list[Figures], value: Callable[[Figures], float], column: str) -> list[Values]:
+    """Values by backend for each kind of work that two or more backends did."""
+    groups: dict[tuple[str, ...], Values] = defaultdict(dict)
+    for trial in trials:
+        if trial.get(column) is not None and (column == "accuracy_encrypted" or trial[column] > 0):
+            groups[_work(trial)][trial["backend"]] = value(trial)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _leaders(
+    groups: list[Values], regret: Callable[[float, Values], float], best_of: Callable[..., float]
+) -> tuple[list[str], int]:
+    """The backends with the least mean regret (several if tied), and in how many comparisons the first is best."""
+    regrets: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        for backend, value in group.items():
+            regrets[backend].append(regret(value, group))
+    means = {backend: sum(all_) / len(all_) for backend, all_ in regrets.items()}
+    least = min(means.values())
+    best = sorted(backend for backend, mean in means.items() if math.isclose(mean, least, abs_tol=1e-12))
+    return best, sum(group.get(best[0]) == best_of(group.values()) for group in groups)
+
+
+def _against(
+    groups: list[Values], leader: str, compare: Callable[[float, float], float]
+) -> dict[str, list[float]]:
+    """Each other backend compared with the leader, wherever both are."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        for backend, value in group.items():
+            if backend != leader and leader in group:
+                found[backend].append(compare(value, group[leader]))
+    return found
+
+
+def _overlap(trials: list[Figures], best: list[str]) -> bool:
+    """Whether the leader's accuracy interval meets that of every other backend, in every comparison."""
+    leading = {_work(t): t for t in trials if t["backend"] == best[0] and "accuracy_encrypted" in t}
+    rivals = [t for t in trials if t["backend"] not in best and "accuracy_encrypted" in t and _work(t) in leading]
+    return all(t["accuracy_encrypted_high"] >= leading[_work(t)]["accuracy_encrypted_low"] for t in rivals)
+
+
+def _per_image(trials: list[Figures], column: str) -> list[float]:
+    return [t[column] / t["batch"] for t in trials if t.get(column) is not None]
+
+
+def _span(values: list[float], unit: str, what: str) -> str:
+    if not values:
+        return ""
+    low, high = with_unit(min(values), unit), with_unit(max(values), unit)
+    span = low if low == high else f"{low} to {high}"
+    return f"{span} {what}" if unit else f"{what} {span}"
+
+
+def _of(wins: int, comparisons: int) -> str:
+    return f", best in {wins} of {comparisons} comparisons" if comparisons > 1 else ""
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
