@@ -42,7 +42,7 @@ class Accuracy:
 class Quality:
     """What lowering cost, and what encryption cost, over the same `n` images.
 
-    float_, lowered, encrypted: the three steps; `encrypted` and all that follows is ``None`` when nothing was decrypted.
+    float_, lowered, encrypted: the three steps; `encrypted` and all that follow are ``None`` if nothing was decrypted.
     agreeing: images whose encrypted prediction equals that of the lowered network in the clear (all labels equal, if
     multi-label); agreement: their share.
     logit_error_max, logit_error_mean: absolute difference of encrypted and lowered logits, over all images and outputs.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import Record, RecordError, records_in
-from bench.report.page import render
-from bench.report.table import COLUMNS, rows
+from bench.report.page import CLEAR, render
+from bench.report.table import COLUMNS, frame, row, rows
 
 __all__ = ["COLUMNS", "rows", "write"]
 
@@ -24,12 +24,20 @@ def write(run: Path) -> tuple[Path, Path]:
     records = [Record.load(path) for path in records_in(run)]
     if not records:
         raise RecordError(f"no records in {run / 'records'}: run `python -m bench run --out {run}` first")
-    records.sort(key=lambda r: (r.trial.task, r.trial.model, r.trial.scenario, r.trial.backend, r.started_at, r.key))
+    records.sort(key=_order)
+    figures = [row(record) for record in records]
     about = _run_file(run / "run.json")
     csv, html = run / "results.csv", run / "report.html"
-    _replace(csv, rows(records).to_csv(index=False, lineterminator="\n"))
-    _replace(html, render(records, about, name=run.resolve().name))
+    _replace(csv, frame(figures).to_csv(index=False, lineterminator="\n"))
+    _replace(html, render(records, figures, about, name=run.resolve().name))
     return csv, html
+
+
+def _order(record: Record) -> tuple[object, ...]:
+    """By the work done, so that what can be compared stands together; the clear network, the reference, first."""
+    trial = record.trial
+    work = trial.task, trial.model, trial.scenario, trial.model_privacy
+    return *work, trial.backend != CLEAR, trial.backend, record.started_at, record.key
 
 
 def _run_file(path: Path) -> dict[str, Any]:

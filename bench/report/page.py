@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -13,13 +14,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bench.record import Record
-from bench.report.quantity import with_unit
-from bench.report.table import COLUMNS, ONCE, REQUEST, row
+from bench.report.quantity import interval, with_unit
+from bench.report.table import COLUMNS, ONCE, REQUEST
 from bench.report.verdict import verdict
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 FILTERS = ("backend", "model", "task", "scenario", "model_privacy")
-RAW_RECORDS_BYTES = 900_000  # records beyond this are shown without raw outputs, to keep the file below 6 MB
+RAW_RECORDS_BYTES = 700_000  # keeps the page of a usual run below 6 MB, of which Plotly takes 4.8
+CLEAR = "clear"  # the backend that is the reference: neutral colour, first in every list
 
 # Marker of the n-th backend: Plotly's symbol and the same shape as an SVG path in a 16 × 16 box.
 SYMBOLS = {
@@ -44,13 +46,12 @@ class Heading(NamedTuple):
 
 SUMMARY = [
     Heading("status", "Status"),
-    Heading("images", "Images"),
     Heading("accuracy_encrypted", "Accuracy, encrypted"),
-    Heading("agreement", "Agreement with clear"),
+    Heading("agreement", "Agreement"),
     Heading("server_wall_s_median", "Server latency"),
     Heading("request_wall_s_median", "Round trip"),
-    Heading("batch", "Images a request"),
-    Heading("throughput_images_per_s", "Throughput (images/s)"),
+    Heading("batch", "Batch"),
+    Heading("throughput_images_per_s", "Images/s"),
     Heading("request_bytes", "Request"),
     Heading("response_bytes", "Response"),
     Heading("evaluation_key_bytes", "Evaluation keys"),
@@ -98,12 +99,23 @@ CONDITIONS = [
     Heading("duration_s", "Whole trial"),
     Heading("git_commit", "Commit"),
 ]
-TABLES = (SUMMARY, STAGES, ONCE_STAGES, SIZES, QUALITY, CONDITIONS)
+TABLES = {
+    "summary": SUMMARY,
+    "stages": STAGES,
+    "once": ONCE_STAGES,
+    "sizes": SIZES,
+    "quality": QUALITY,
+    "conditions": CONDITIONS,
+}
+HEADINGS = list(dict.fromkeys(heading for table in TABLES.values() for heading in table))
 
 
-def render(records: list[Record], about: dict[str, Any], name: str) -> str:
-    """The whole page. about: the run file (see `bench.report.write`); name: of the run folder."""
-    trials = [row(record) | {"encrypted": record.security is not None} for record in records]
+def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str, Any], name: str) -> str:
+    """The whole page.
+
+    figures: `bench.report.table.row` of each record. about: the run file (see `bench.report.write`). name: of the run.
+    """
+    trials = [f | {"encrypted": r.security is not None} for f, r in zip(figures, records, strict=True)]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -111,8 +123,9 @@ def render(records: list[Record], about: dict[str, Any], name: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}  # order is kept
     environment.filters |= {"pretty": _pretty, "urlquote": lambda text: quote(text, safe="")}
-    values = {f: sorted({t[f] for t in trials}) for f in FILTERS}
+    values = {f: sorted({t[f] for t in trials}, key=lambda value: (value != CLEAR, value)) for f in FILTERS}
     markers = _markers(values["backend"])
     return environment.get_template("report.html.j2").render(
         title=about.get("suite") or name,
@@ -122,17 +135,18 @@ def render(records: list[Record], about: dict[str, Any], name: str) -> str:
         filters=values,
         markers=markers,
         trials=[
-            {"label": _label(t, values), "cells": {h.column: _cell(t, h.column) for table in TABLES for h in table}} | t
-            for t in trials
+            t | {"index": i, "label": _label(t, values), "cells": {h.column: _cell(t, h.column) for h in HEADINGS}}
+            for i, t in enumerate(trials)
         ],
-        records=records,
+        security=_cards(records, trials, values, ("security", "parameters", "notes")),
+        operations=_cards(records, trials, values, ("operations",)),
         raw=_raw(records),
-        tables={"summary": SUMMARY, "stages": STAGES, "once": ONCE_STAGES, "sizes": SIZES, "quality": QUALITY,
-                "conditions": CONDITIONS},
+        tables=TABLES,
+        glossary={h.title: COLUMNS[h.column] for h in HEADINGS},
         columns=COLUMNS,
         machines=_distinct(record.machine for record in records),
         versions=_distinct(dict(sorted(record.versions.items())) for record in records),
-        commands=[about["command"]] if about.get("command") else list(dict.fromkeys(r.command for r in records if r.command)),
+        commands=list(dict.fromkeys(c for c in (about.get("command"), *(r.command for r in records)) if c)),
         data=_data(trials, values, markers),
         plotly=Markup(get_plotlyjs()),
         css=Markup((TEMPLATES / "report.css").read_text("utf-8")),
@@ -140,9 +154,9 @@ def render(records: list[Record], about: dict[str, Any], name: str) -> str:
     )
 
 
-def _data(trials: list[dict[str, Any]], values: dict[str, list[str]], markers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _data(trials: list[dict[str, Any]], values: dict[str, list[str]], markers: dict[str, Any]) -> dict[str, Any]:
     """What JavaScript draws and sorts by: figures as one list a column, in the order of the trials."""
-    columns = {h.column for table in TABLES for h in table} | {*FILTERS, "encrypted"}
+    columns = {h.column for h in HEADINGS} | {*FILTERS, "encrypted"}
     columns |= {f"{c.removesuffix('_median')}_{end}" for c in columns for end in ("low", "high")} & COLUMNS.keys()
     return {
         "figures": {column: [t.get(column) for t in trials] for column in sorted(columns)},
@@ -154,12 +168,12 @@ def _data(trials: list[dict[str, Any]], values: dict[str, list[str]], markers: d
 
 
 def _markers(backends: list[str]) -> dict[str, dict[str, Any]]:
-    """Colour (0: neutral, for ``clear``) and symbol of each backend: no two share both."""
+    """Colour (0: neutral, for the reference) and symbol of each backend: no two share both."""
     names = list(SYMBOLS)
-    others = [b for b in backends if b != "clear"]
+    others = [b for b in backends if b != CLEAR]
     found = {b: {"colour": i % COLOURS + 1, "symbol": names[1:][i % (len(names) - 1)]} for i, b in enumerate(others)}
-    if "clear" in backends:
-        found["clear"] = {"colour": 0, "symbol": names[0]}
+    if CLEAR in backends:
+        found[CLEAR] = {"colour": 0, "symbol": names[0]}
     return {b: found[b] | {"path": SYMBOLS[found[b]["symbol"]]} for b in backends}
 
 
@@ -174,12 +188,29 @@ def _compared(records: list[Record], trials: list[dict[str, Any]], values: dict[
     if images:
         parts.append(f"{'–'.join(str(i) for i in dict.fromkeys((images[0], images[-1])))} test images a trial")
     parts.append(f"threads: {', '.join(str(n) for n in sorted({t['threads'] for t in trials}))}")
-    return " · ".join([*parts, min(r.started_at for r in records)[:10]])
+    return " · ".join([*parts, min(r.started_at for r in records)[:10].replace("-", "\u2011")])  # not to be broken
 
 
 def _label(trial: dict[str, Any], values: dict[str, list[str]]) -> list[str]:
     """The backend, and whatever else tells this trial from the others."""
     return [trial["backend"], *(trial[f] for f in FILTERS[1:] if len(values[f]) > 1)]
+
+
+def _cards(
+    records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[str]], fields: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """What the backend reported in `fields`, once for all trials of a backend that share it."""
+    cards: dict[str, dict[str, Any]] = {}
+    for index, record in enumerate(records):
+        content = {field: getattr(record, field) for field in fields}
+        if any(content.values()):
+            identity = json.dumps([record.trial.backend, content], sort_keys=True, default=str)
+            cards.setdefault(identity, {"backend": record.trial.backend, "trials": [], **content})["trials"].append(index)
+    sizes = Counter(record.trial.backend for record in records if record.stages)
+    for card in cards.values():
+        everywhere = len(card["trials"]) == sizes[card["backend"]]
+        card["labels"] = [] if everywhere else [" · ".join(_label(trials[i], values)[1:]) for i in card["trials"]]
+    return list(cards.values())
 
 
 def _cell(trial: dict[str, Any], column: str) -> dict[str, str]:
@@ -190,16 +221,16 @@ def _cell(trial: dict[str, Any], column: str) -> dict[str, str]:
     if isinstance(value, str):
         return {"text": value[:12] if column == "git_commit" else value, "interval": ""}
     low, high = (trial.get(f"{column.removesuffix('_median')}_{end}") for end in ("low", "high"))
-    interval = "" if low is None else f"{with_unit(low, unit)} – {with_unit(high, unit)}"
-    return {"text": with_unit(value, unit), "interval": interval}
+    return {"text": with_unit(value, unit), "interval": "" if low is None else interval(low, high, unit)}
 
 
 def _raw(records: list[Record]) -> list[Any]:
-    whole = [msgspec.to_builtins(record) for record in records]
-    if len(json.dumps(whole)) > RAW_RECORDS_BYTES:
-        for record in whole:
-            record["outputs"] = f"left out to keep this page small: see records/{record['key']}.json"
-    return whole
+    """The records as plain JSON; if they are too much for one page, without raw outputs, then without samples."""
+    raw = [msgspec.to_builtins(record) for record in records]
+    for bulky in ("outputs", "stages"):
+        if len(json.dumps(raw)) > RAW_RECORDS_BYTES:
+            raw = [r | {bulky: f"left out to keep this page small: see records/{r['key']}.json"} for r in raw]
+    return raw
 
 
 def _distinct(objects: Any) -> list[dict[str, Any]]:

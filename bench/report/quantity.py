@@ -18,6 +18,14 @@ def with_unit(value: float, unit: str) -> str:
     return grouped(value) if isinstance(value, int) else digits(value)
 
 
+def interval(low: float, high: float, unit: str) -> str:
+    """Both ends, and the unit once if they share it: ``21.1–21.9 ms``, ``0.838–0.952``, ``980 µs – 1.10 ms``."""
+    ends = [with_unit(end, unit).partition(" ") for end in (low, high)]
+    if ends[0][2] == ends[1][2]:
+        return f"{ends[0][0]}–{''.join(ends[1])}"
+    return " – ".join("".join(end) for end in ends)
+
+
 def times(ratio: float) -> str:
     """A ratio: ``1.42×``, ``5 310×``."""
     return f"{digits(ratio)}×"

@@ -49,7 +49,7 @@ STEPS = {
 ROLES = ("owner", "client", "server")
 PARAMETERS = {
     "ring_dimension": Column("coefficients", "ring dimension of the ciphertexts (CKKS)"),
-    "modulus_bits": Column("bits", "size of the whole ciphertext modulus, special primes with it (CKKS)"),
+    "log2_qp": Column("bits", "size of the whole ciphertext modulus, special primes with it (CKKS)"),
     "lwe_dimension": Column("coefficients", "LWE dimension of the ciphertexts that bootstrapping acts on (TFHE)"),
     "p_error": Column("", "error probability of one programmable bootstrap (TFHE)"),
 }
@@ -96,7 +96,7 @@ def _columns() -> dict[str, Column]:
         "logit_error_mean": Column("", "mean absolute difference of encrypted and clear logits"),
         "samples": Column("requests", "timed requests, warm-up not among them"),
     }
-    columns |= _timing_columns("request_wall_s", "one request from images to logits, all stages of both parties, wall time")
+    columns |= _timing_columns("request_wall_s", "one request from images to logits, all stages, wall time")
     columns |= _timing_columns("server_wall_s", "one request on the server (read, infer, write), wall time")
     columns["throughput_images_per_s"] = Column("images/s", "images of a request over server_wall_s_median")
     for prefix, (_, _, meaning) in REQUEST.items():
@@ -139,7 +139,11 @@ COLUMNS: dict[str, Column] = _columns()
 
 def rows(records: Iterable[Record]) -> pd.DataFrame:
     """One row a trial with exactly the columns of `COLUMNS`; what was not measured is missing."""
-    found = [row(record) for record in records]
+    return frame([row(record) for record in records])
+
+
+def frame(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """The table of rows made by `row`."""
     return pd.DataFrame({name: _series([r.get(name) for r in found]) for name in COLUMNS})
 
 
@@ -156,7 +160,7 @@ def row(record: Record) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason,
         "images_asked": trial.images,
-        "batch": record.batch,
+        "batch": record.batch if record.stages else None,  # unknown until the owner has prepared
         "threads": trial.threads,
         "cpu_wall_ratio": record.cpu_wall_ratio,
         "seed": trial.seed,
@@ -183,7 +187,7 @@ def describe_machine(machine: dict[str, Any]) -> str:
 
 def _quality(found: Quality) -> dict[str, Any]:
     figures: dict[str, Any] = {"images": found.n}
-    for name, step in zip(STEPS, (found.float_, found.lowered, found.encrypted)):
+    for name, step in zip(STEPS, (found.float_, found.lowered, found.encrypted), strict=True):
         if step:
             figures |= _interval(f"accuracy_{name}", step.accuracy, value="")
             figures[f"auc_{name}"] = step.auc
@@ -225,7 +229,7 @@ def _totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[flo
     timed: list[Stage | None] = [record.stage(role, name) for role, name, _ in stages.values()]
     if any(stage is None for stage in timed) or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
-    return [sum(request) for request in zip(*(stage.wall_s for stage in timed))]
+    return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
 
 
 def _sizes(record: Record) -> dict[str, int | None]:
@@ -250,13 +254,10 @@ def _peaks(record: Record) -> dict[str, int | None]:
 
 def _parameters(record: Record) -> dict[str, Any]:
     security = record.security or {}
-    figures = {name: record.parameters.get(name) for name in PARAMETERS}
-    if isinstance(figures["modulus_bits"], list):  # the bits of each prime of the chain
-        figures["modulus_bits"] = sum(figures["modulus_bits"])
     return {
         "security_bits": security.get("bits"),
         "security_standard": security.get("standard"),
-        **figures,
+        **{name: record.parameters.get(name, security.get(name)) for name in PARAMETERS},
         "parameters": _json(record.parameters),
         "operations": _json(record.operations),
         "network": _json(record.network),

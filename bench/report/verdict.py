@@ -28,7 +28,7 @@ def verdict(trials: list[Figures]) -> list[str]:
     if len({t["backend"] for t in encrypted}) == 1:
         return [_alone(encrypted)]
     sentences = [
-        _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "of server time an image", "as long"),
+        _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "an image", "as long"),
         _most_accurate(encrypted),
         _cheapest(encrypted, "request_bytes", "bytes", "Smallest request", "an image", "as many bytes"),
     ]
@@ -106,9 +106,7 @@ def _leaders(
     return best, sum(group.get(best[0]) == best_of(group.values()) for group in groups)
 
 
-def _against(
-    groups: list[Values], leader: str, compare: Callable[[float, float], float]
-) -> dict[str, list[float]]:
+def _against(groups: list[Values], leader: str, compare: Callable[[float, float], float]) -> dict[str, list[float]]:
     """Each other backend compared with the leader, wherever both are."""
     found: dict[str, list[float]] = defaultdict(list)
     for group in groups:

@@ -7,14 +7,14 @@ const count = labels.length;
 const all = [...Array(count).keys()];
 const byId = (id) => document.getElementById(id);
 const form = byId("filters");
-const CHART_ROWS = 60; // more rows than this in one chart cannot be read: filter
+const [CHART_ROWS, PANELS] = [60, 12]; // more than this in one chart cannot be read: filter
 let shown = all;
 
 // ---- Figures as text ------------------------------------------------------------------------------------------------
 
 const texts = new Map();
 for (const cell of document.querySelectorAll("td[data-column]")) {
-  texts.set(`${cell.parentNode.dataset.trial} ${cell.dataset.column}`,
+  texts.set(`${cell.parentNode.dataset.trials} ${cell.dataset.column}`,
     [...cell.childNodes].map((node) => node.textContent).join(" | "));
 }
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -23,7 +23,6 @@ const text = (trial, column) => {
   return escaped(value ? (interval ? `${value} (${interval})` : value) : "not measured");
 };
 const value = (column, trial) => figures[column][trial];
-const has = (column) => (trial) => value(column, trial) !== null;
 const finished = (trial) => value("status", trial) === "ok";
 const label = (trial, separator = " · ") => labels[trial].map(escaped).join(separator);
 
@@ -32,19 +31,20 @@ const label = (trial, separator = " · ") => labels[trial].map(escaped).join(sep
 function readHash() {
   const wanted = new URLSearchParams(location.hash.slice(1));
   for (const box of form.querySelectorAll("input")) {
-    box.checked = !wanted.has(box.name) || wanted.get(box.name).split(",").map(decodeURIComponent).includes(box.value);
+    box.checked = !wanted.has(box.name) || wanted.getAll(box.name).includes(box.value);
   }
 }
 
 function writeHash() {
-  const chosen = new URLSearchParams();
+  const wanted = new URLSearchParams();
   for (const name of Object.keys(filters)) {
     const boxes = [...form.querySelectorAll(`input[name=${name}]`)];
-    if (boxes.some((box) => !box.checked)) {
-      chosen.set(name, boxes.filter((box) => box.checked).map((box) => encodeURIComponent(box.value)).join(","));
-    }
+    const checked = boxes.filter((box) => box.checked);
+    if (checked.length === boxes.length) continue;
+    for (const box of checked) wanted.append(name, box.value);
+    if (!checked.length) wanted.append(name, "");
   }
-  const hash = chosen.toString();
+  const hash = wanted.toString();
   if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
 }
 
@@ -52,7 +52,9 @@ function select() {
   const off = [...form.querySelectorAll("input")].filter((box) => !box.checked);
   shown = all.filter((trial) => !off.some((box) => value(box.name, trial) === box.value));
   const visible = new Set(shown);
-  for (const element of document.querySelectorAll("[data-trial]")) element.hidden = !visible.has(+element.dataset.trial);
+  for (const element of document.querySelectorAll("[data-trials]")) {
+    element.hidden = !element.dataset.trials.split(" ").some((trial) => visible.has(+trial));
+  }
   byId("selection").textContent = off.length ? `${shown.length} of ${count} trials` : "";
   byId("all").hidden = !off.length;
   writeHash();
@@ -62,7 +64,7 @@ function select() {
 form.addEventListener("change", select);
 form.addEventListener("reset", () => setTimeout(select));
 form.addEventListener("submit", (event) => event.preventDefault());
-window.addEventListener("hashchange", () => { readHash(); select(); });
+addEventListener("hashchange", () => { readHash(); select(); });
 
 // ---- Sorting --------------------------------------------------------------------------------------------------------
 
@@ -72,7 +74,7 @@ for (const heading of document.querySelectorAll("th[data-sort]")) {
     const column = heading.dataset.sort;
     const key = column === "label" ? (trial) => labels[trial].join(" ") : (trial) => value(column, trial);
     const order = (a, b) => {
-      const [x, y] = [key(+a.dataset.trial), key(+b.dataset.trial)];
+      const [x, y] = [key(+a.dataset.trials), key(+b.dataset.trials)];
       if (x === null || y === null) return (x === null) - (y === null); // not measured: last, both ways
       return (x < y ? -1 : x > y ? 1 : 0) * (ascending ? 1 : -1);
     };
@@ -121,8 +123,11 @@ function axis(options) {
   };
 }
 
-function plot(id, traces, layout) {
+const limit = (drawn, of, what) => (drawn < of ? `${drawn} of ${of} ${what} are drawn: filter to see the others.` : "");
+
+function plot(id, traces, layout, note = "") {
   const chart = byId(id);
+  byId(`${id}-note`).textContent = note;
   chart.classList.toggle("empty", !traces);
   if (!traces) {
     Plotly.purge(chart);
@@ -134,85 +139,89 @@ function plot(id, traces, layout) {
     font: { family: css("--sans"), size: narrow() ? 12 : 13, color: css("--ink") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 12, t: 10, b: 10 },
     hoverlabel: { bgcolor: css("--soft"), bordercolor: css("--rule"), font: { color: css("--ink"), family: css("--sans") }, align: "left" },
-    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", xanchor: "left" }, dragmode: false, ...layout,
+    legend: { orientation: "h", traceorder: "normal", x: 0, y: 1, yanchor: "bottom", xanchor: "left" }, dragmode: false, ...layout,
   }, { displayModeBar: false, responsive: true });
 }
 
-function errorBars(trials, column, x = (trial) => value(`${column}_median`, trial)) {
-  const side = (end, sign) => trials.map((trial) => {
-    const bound = value(`${column}_${end}`, trial);
-    return bound === null ? 0 : Math.max(0, sign * (bound - x(trial)));
-  });
+// Bars from the ends of the intervals: figure(trial), figure(trial, "low"), figure(trial, "high"); none where null.
+function errorBars(trials, figure) {
+  const side = (end, sign) => trials.map((t) => (figure(t, end) === null ? 0 : Math.max(0, sign * (figure(t, end) - figure(t)))));
   return { type: "data", symmetric: false, array: side("high", 1), arrayminus: side("low", -1), thickness: 1, width: 3 };
 }
 
 const diameter = (bytes) => Math.max(7, 5 + 4.5 * Math.log10(Math.max(bytes, 1000) / 1000));
 
+// One panel for each kind of work: only what did the same work can be compared.
 function drawPareto() {
   const choice = byId("latency").value;
   const perImage = choice === "per_image";
   const column = (perImage ? "server_wall_s_median" : choice).replace("_median", "");
-  const scaled = (trial) => value(`${column}_median`, trial) / (perImage ? value("batch", trial) : 1);
-  const trials = shown.filter((t) => finished(t) && has(`${column}_median`)(t) && has("accuracy_encrypted")(t));
+  const share = (trial) => (perImage ? value("batch", trial) : 1);
+  const latency = (trial, end = "median") => {
+    const seconds = value(`${column}_${end}`, trial);
+    return seconds === null ? null : seconds / share(trial);
+  };
+  const accuracy = (trial) => value("accuracy_encrypted", trial);
+  const trials = shown.filter((t) => finished(t) && latency(t) > 0 && accuracy(t) !== null);
   if (!trials.length) return plot("chart-pareto", null);
 
+  const varying = ["task", "model", "scenario", "model_privacy"].filter((name) => new Set(trials.map((t) => value(name, t))).size > 1);
+  const panels = new Map();
+  for (const trial of trials) {
+    const title = varying.map((name) => value(name, trial)).join(" · ") || value("task", trial);
+    panels.set(title, [...(panels.get(title) || []), trial]);
+  }
+  const titles = [...panels.keys()].slice(0, PANELS);
   const width = byId("chart-pareto").clientWidth;
-  const tasks = filters.task.filter((task) => trials.some((trial) => value("task", trial) === task));
-  const across = Math.min(tasks.length, Math.max(1, Math.floor(width / 330)), 3);
-  const down = Math.ceil(tasks.length / across);
-  const height = down * (narrow() ? 300 : 360) + 40;
-  const gap = { x: across > 1 ? 0.035 : 0, y: down > 1 ? 90 / height : 0 };
+  const across = Math.min(titles.length, Math.max(1, Math.floor(width / 330)));
+  const down = Math.ceil(titles.length / across);
+  const height = down * (down > 1 ? 300 : 380) + 40;
+  const gap = { x: across > 1 ? 62 / width : 0, y: down > 1 ? 70 / height : 0 };
   const cell = { width: (1 - gap.x * (across - 1)) / across, height: (1 - gap.y * (down - 1)) / down };
-  const bounds = (end) => trials.map((t) => value(`accuracy_encrypted_${end}`, t));
-  const [low, high] = [Math.min(...bounds("low")), Math.max(...bounds("high"))];
-  const latencies = trials.flatMap((t) => [scaled(t), ...["low", "high"].map((end) => value(`${column}_${end}`, t))
-    .filter((bound) => bound !== null).map((bound) => bound / (perImage ? value("batch", t) : 1))]);
-  const xAxis = logAxis(latencies.filter((x) => x > 0), SECONDS, width * cell.width);
-  const layout = { height, annotations: [], showlegend: false, margin: { l: 10, r: 12, t: 26, b: 10 }, hovermode: "closest" };
+  const latencies = trials.flatMap((t) => ["low", "median", "high"].map((end) => latency(t, end))).filter((seconds) => seconds > 0);
+  const xAxis = logAxis(latencies, SECONDS, width * cell.width);
+  const quiet = { size: 13, color: css("--muted") };
+  const layout = { height, annotations: [], showlegend: false, margin: { l: 10, r: 12, t: 26, b: 10 } };
   const traces = [];
-  const someModels = new Set(trials.map((trial) => value("model", trial))).size > 1;
 
-  tasks.forEach((task, index) => {
+  titles.forEach((title, index) => {
+    const here = panels.get(title);
     const [row, col] = [Math.floor(index / across), index % across];
     const suffix = index ? index + 1 : "";
     const [left, top] = [col * (cell.width + gap.x), 1 - row * (cell.height + gap.y)];
-    const last = index + across >= tasks.length;
+    const axes = { xaxis: `x${suffix}`, yaxis: `y${suffix}` };
+    const sameTask = trials.filter((trial) => value("task", trial) === value("task", here[0]));
+    const [low, high] = [Math.min(...sameTask.map((t) => value("accuracy_encrypted_low", t))), Math.max(...sameTask.map((t) => value("accuracy_encrypted_high", t)))];
+    const padding = 0.04 * (high - low) + 0.005;
     layout[`xaxis${suffix}`] = axis({ ...xAxis, domain: [left, left + cell.width], anchor: `y${suffix}`,
-      title: last ? { text: byId("latency").selectedOptions[0].text, font: { color: css("--muted") }, standoff: 8 } : undefined });
-    layout[`yaxis${suffix}`] = axis({ domain: [Math.max(0, top - cell.height), top], anchor: `x${suffix}`,
-      range: [low - 0.04 * (high - low) - 0.01, high + 0.04 * (high - low) + 0.01], tickformat: ".2f", nticks: 6,
-      showticklabels: col === 0, title: col ? undefined : { text: "accuracy, encrypted", font: { color: css("--muted") }, standoff: 8 } });
-    layout.annotations.push({ text: `<b>${escaped(task)}</b>`, xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1,
-      xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 14 } });
-    const here = trials.filter((trial) => value("task", trial) === task);
-    const frontier = paretoFrontier(here, scaled);
+      title: index + across >= titles.length ? { text: byId("latency").selectedOptions[0].text, font: quiet, standoff: 8 } : undefined });
+    layout[`yaxis${suffix}`] = axis({ domain: [Math.max(0, top - cell.height), top], anchor: `x${suffix}`, range: [low - padding, high + padding],
+      tickformat: ".2f", nticks: 6, title: col ? undefined : { text: "accuracy, encrypted", font: quiet, standoff: 8 } });
+    layout.annotations.push({ text: `<b>${escaped(title)}</b>`, xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1,
+      xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13 } });
+
+    const frontier = paretoFrontier(here, latency);
     if (frontier.length > 1) {
-      traces.push({ x: frontier.map(scaled), y: frontier.map((t) => value("accuracy_encrypted", t)), xaxis: `x${suffix}`, yaxis: `y${suffix}`,
-        mode: "lines", line: { color: css("--muted"), width: 1.25, dash: "dash", shape: "hv" }, hoverinfo: "skip" });
+      traces.push({ ...axes, x: frontier.map((t) => latency(t)), y: frontier.map(accuracy), mode: "lines",
+        line: { color: css("--muted"), width: 1.5, dash: "dash", shape: "hv" }, hoverinfo: "skip" });
     }
     for (const backend of filters.backend) {
       const points = here.filter((trial) => value("backend", trial) === backend);
       if (!points.length) continue;
-      const marker = markers[backend];
-      const colour = css(`--series-${marker.colour}`);
-      const scale = (bars) => ({ ...bars, color: colour, array: bars.array.map((v, i) => v / (perImage ? value("batch", points[i]) : 1)),
-        arrayminus: bars.arrayminus.map((v, i) => v / (perImage ? value("batch", points[i]) : 1)) });
+      const color = css(`--series-${markers[backend].colour}`);
       traces.push({
-        x: points.map(scaled), y: points.map((t) => value("accuracy_encrypted", t)), xaxis: `x${suffix}`, yaxis: `y${suffix}`, name: escaped(backend),
-        mode: someModels ? "markers+text" : "markers", textposition: "top center", textfont: { size: 11, color: css("--muted") },
-        text: points.map((t) => (someModels ? escaped(value("model", t)) : "")),
-        marker: { color: colour, opacity: 0.9, size: points.map((t) => diameter(value("request_bytes", t) || 0)),
-          symbol: points.map((t) => marker.symbol + (value("scenario", t) === "offline" ? "-open" : "")), line: { width: 1.5, color: points.map((t) => value("scenario", t) === "offline" ? colour : css("--paper")) } },
-        error_x: scale(errorBars(points, column)),
-        error_y: { ...errorBars(points, "accuracy_encrypted", (t) => value("accuracy_encrypted", t)), color: colour },
+        ...axes, x: points.map((t) => latency(t)), y: points.map(accuracy), name: escaped(backend), mode: "markers",
+        marker: { color, opacity: 0.9, size: points.map((t) => diameter(value("request_bytes", t) || 0)), symbol: markers[backend].symbol,
+          line: { width: 1, color: css("--paper") } },
+        error_x: { ...errorBars(points, latency), color },
+        error_y: { ...errorBars(points, (t, end = "") => value(`accuracy_encrypted${end && "_"}${end}`, t)), color },
         hovertemplate: points.map((t) => `<b>${label(t)}</b><br>accuracy ${text(t, "accuracy_encrypted")}<br>server ${text(t, "server_wall_s_median")}` +
-          `<br>round trip ${text(t, "request_wall_s_median")}<br>request ${text(t, "request_bytes")}, ${text(t, "batch")} image(s)` +
+          `<br>round trip ${text(t, "request_wall_s_median")}<br>request ${text(t, "request_bytes")}, batch ${text(t, "batch")}` +
           `${frontier.includes(t) ? "<br>on the Pareto frontier" : ""}<extra></extra>`),
       });
     }
   });
-  byId("offline").hidden = !trials.some((trial) => value("scenario", trial) === "offline");
-  plot("chart-pareto", traces, layout);
+  plot("chart-pareto", traces, layout, limit(titles.length, panels.size, "panels"));
 }
 
 // Trials that no other encrypted trial beats in both accuracy and latency, by latency.
@@ -232,12 +241,11 @@ function rowLayout(trials, options) {
   };
 }
 
-const limited = (trials) => trials.slice(0, CHART_ROWS);
-
 function drawStages() {
   const names = Object.keys(stages);
   const share = byId("stages").value === "share";
-  const trials = limited(shown.filter((t) => finished(t) && names.some((name) => value(`${name}_wall_s_median`, t))));
+  const found = shown.filter((t) => finished(t) && names.some((name) => value(`${name}_wall_s_median`, t)));
+  const trials = found.slice(0, CHART_ROWS);
   if (!trials.length) return plot("chart-stages", null);
   const seconds = (name, trial) => value(`${name}_wall_s_median`, trial) || 0;
   const totals = trials.map((trial) => names.reduce((sum, name) => sum + seconds(name, trial), 0));
@@ -246,7 +254,7 @@ function drawStages() {
   const traces = names.map((name, index) => ({
     type: "bar", orientation: "h", name: name.replace(/_/g, " "), y: trials.map((_, i) => i), width: 0.62,
     x: trials.map((trial, i) => seconds(name, trial) / (share ? totals[i] : 1)),
-    marker: { color: css(colours[index]), line: { width: 0.5, color: css("--paper") }, pattern: { shape: hatches[index], size: 6, solidity: 0.25, fgcolor: css("--ink"), fgopacity: 0.55 } },
+    marker: { color: css(colours[index]), line: { width: 0.5, color: css("--paper") }, pattern: { shape: hatches[index], fillmode: "overlay", size: 6, solidity: 0.25, fgcolor: css("--ink"), fgopacity: 0.55 } },
     hovertemplate: trials.map((t, i) => `<b>${label(t)}</b><br>${stages[name]}: ${name.replace(/_/g, " ")} ${text(t, `${name}_wall_s_median`)}` +
       `<br>${(100 * seconds(name, t) / totals[i]).toPrecision(3)} % of ${tick(totals[i], SECONDS)}<extra></extra>`),
   }));
@@ -257,22 +265,24 @@ function drawStages() {
     barmode: "stack", bargap: 0.3,
     xaxis: axis({ range: [0, most * (narrow() ? 1.3 : 1.12)], tickformat: share ? ".0%" : "", ticksuffix: share ? "" : " s",
       tickvals: share ? [0, 0.25, 0.5, 0.75, 1] : undefined }),
-  } }));
+  } }), limit(trials.length, found.length, "trials"));
 }
 
 function dots(id, columns, options) {
-  const trials = limited(shown.filter((t) => finished(t) && columns.some(({ column }) => value(column, t))));
+  const found = shown.filter((t) => finished(t) && columns.some(({ column }) => value(column, t) !== null));
+  const trials = found.slice(0, CHART_ROWS);
   if (!trials.length) return plot(id, null);
   const dodge = (series) => (options.dodge || 0) * (series - (columns.length - 1) / 2);
   const traces = columns.map(({ column, name, symbol, colour }, series) => ({
-    x: trials.map((t) => value(column, t) || (options.log ? null : value(column, t))), y: trials.map((_, i) => i + dodge(series)), name, mode: "markers",
+    x: trials.map((t) => value(column, t)), y: trials.map((_, i) => i + dodge(series)), name, mode: "markers",
     marker: { symbol, size: 10, color: css(colour), line: { width: 1, color: css("--paper") } },
-    error_x: options.interval ? { ...errorBars(trials, column, (t) => value(column, t)), color: css(colour) } : undefined,
+    error_x: options.interval ? { ...errorBars(trials, (t, end = "") => value(`${column}${end && "_"}${end}`, t)), color: css(colour) } : undefined,
     hovertemplate: trials.map((t) => `<b>${label(t)}</b><br>${name} ${text(t, column)}<extra></extra>`),
   }));
-  const figuresShown = traces.flatMap((trace) => trace.x).filter((x) => x !== null);
+  const known = traces.flatMap((trace) => trace.x).filter((x) => x > 0);
   const shapes = trials.map((_, i) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: i, y1: i, line: { color: css("--rule"), width: 1, dash: "dot" }, layer: "below" }));
-  plot(id, traces, rowLayout(trials, { row: options.row || (narrow() ? 46 : 30), layout: { shapes, xaxis: axis(options.axis(figuresShown, byId(id).clientWidth * 0.75)) } }));
+  plot(id, traces, rowLayout(trials, { row: options.row || (narrow() ? 46 : 30), layout: { shapes, xaxis: axis(options.axis(known, byId(id).clientWidth * 0.75)) } }),
+    limit(trials.length, found.length, "trials"));
 }
 
 function drawSizes() {
@@ -281,7 +291,7 @@ function drawSizes() {
     { column: "evaluation_key_bytes", name: "evaluation keys", symbol: "square", colour: "--series-4" },
     { column: "request_bytes", name: "request", symbol: "triangle-right", colour: "--series-1" },
     { column: "response_bytes", name: "response", symbol: "triangle-left", colour: "--series-2" },
-  ], { log: true, axis: (values, pixels) => logAxis(values, BYTES, pixels) });
+  ], { axis: (values, pixels) => logAxis(values, BYTES, pixels) });
 }
 
 function drawMemory() {
@@ -301,7 +311,7 @@ function drawAccuracy() {
     { column: "accuracy_float", name: "float, clear", symbol: "circle-open", colour: "--series-0" },
     { column: "accuracy_lowered", name: "lowered, clear", symbol: "diamond", colour: "--series-5" },
     { column: "accuracy_encrypted", name: "lowered, encrypted", symbol: "square", colour: "--series-1" },
-  ], { interval: true, dodge: 0.22, row: narrow() ? 54 : 44, axis: () => ({ tickformat: ".2f", nticks: 8 }) });
+  ], { interval: true, dodge: 0.22, row: narrow() ? 54 : 44, axis: () => ({ tickformat: ".2f", nticks: narrow() ? 5 : 8, title: { text: "accuracy", font: { size: 13, color: css("--muted") }, standoff: 8 } }) });
 }
 
 function draw() {
@@ -315,8 +325,10 @@ function draw() {
 byId("latency").addEventListener("change", drawPareto);
 byId("stages").addEventListener("change", drawStages);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+addEventListener("beforeprint", () => { document.documentElement.classList.add("paper"); draw(); });
+addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); draw(); });
 let resizing;
-window.addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(draw, 150); });
+addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(draw, 150); });
 
 // The sizes that the bubbles stand for.
 byId("bubbles").innerHTML = [1e4, 1e6, 1e8].map((bytes) => {
@@ -328,8 +340,16 @@ byId("bubbles").innerHTML = [1e4, 1e6, 1e8].map((bytes) => {
 
 for (const details of document.querySelectorAll(".record")) {
   details.addEventListener("toggle", () => {
-    details.querySelector("pre").textContent = JSON.stringify(records[+details.dataset.trial], null, 1);
+    details.querySelector("pre").textContent = JSON.stringify(records[+details.dataset.trials], null, 1);
   }, { once: true });
+}
+
+for (const button of document.querySelectorAll("[data-record]")) {
+  button.addEventListener("click", () => {
+    const details = document.querySelector(`.record[data-trials="${button.dataset.record}"]`);
+    details.open = true;
+    details.scrollIntoView();
+  });
 }
 
 readHash();
