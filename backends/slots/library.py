@@ -81,6 +81,8 @@ class Evaluator(Protocol):
 
     def add(self, a: Cipher, b: Cipher) -> Cipher: ...
 
+    def sub(self, a: Cipher, b: Cipher) -> Cipher: ...
+
     def add_plain(self, a: Cipher, p: Plain) -> Cipher: ...
 
     def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
@@ -109,6 +111,9 @@ class Library(Protocol):
     """Made without arguments; imports its FHE library only in these methods."""
 
     name: str
+
+    def adapt(self, parameters: Parameters) -> Parameters:
+        """The nearest parameters, never smaller, whose form the library accepts."""
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""

@@ -58,19 +58,16 @@ class Packed:
 class Scalar:
     """``y_o = Σ_i weight[o, i] · x_i + bias[o]`` with one image in each slot and one value in each ciphertext.
 
-    split: the inputs carry a second image in their imaginary part; after the sum each ciphertext is split in two real
-    ones, real parts first. join: the inputs are such halves and come together again as real + i · imaginary.
+    The first of these steps (`split`) reads ciphertexts that carry a second image in their imaginary part. It makes
+    y + conj(y) = u and y − conj(y) = i·v, all u before all i·v; later steps work on the two halves alike. As
+    (i·v)² = −v², the step after it has `second_sign` −1.
     """
 
     kind: str
     weight: np.ndarray
     bias: np.ndarray
     split: bool = False
-    join: bool = False
-
-    @property
-    def outputs(self) -> int:
-        return len(self.weight) * (2 if self.split else 1)
+    second_sign: float = 1.0
 
     rotations = frozenset[int]()
 
@@ -117,13 +114,13 @@ class Plan:
             relinearisation=len(self.steps) > 1,
         )
 
-    def scales(self, moduli: list[int]) -> list[float]:
-        """Exact scale before each step, and after the last one."""
+    def scales(self, moduli: list[int], steps: int | None = None) -> list[float]:
+        """Exact scale before each step, and after the last one. steps: how many, where the plan has none itself."""
         scale = 2.0**self.parameters.input_scale_bits
         scales = [scale]
         for index, bits in enumerate(self.parameters.weight_scale_bits):
             scale *= 2.0**bits
-            if index < len(self.steps) - 1:
+            if index < (steps or len(self.steps)) - 1:
                 scale = scale**2 / moduli[len(moduli) - 1 - index]
             scales.append(scale)
         return scales
@@ -135,7 +132,8 @@ class Plan:
         return _dump(dataclasses.replace(self, steps=()), keys=self.keys, steps=len(self.steps))
 
     def server_bytes(self) -> bytes:
-        empty = np.zeros((0, 0), np.int32)
+        """Without the packing, but for the number of ciphertexts."""
+        empty = self.input.real[:, :0]
         return _dump(dataclasses.replace(self, input=dataclasses.replace(self.input, real=empty, imaginary=empty)))
 
     @staticmethod

@@ -1,0 +1,238 @@
+"""Microsoft SEAL through `tenseal.sealapi`, as a `Library` of the packing engine.
+
+SEAL has no hoisting and runs each operation on one core; the bindings hold the interpreter lock. Fresh ciphertexts are
+symmetric and seeded: their second polynomial travels as a seed (SEAL manual, "Serializable").
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tenseal.sealapi as seal
+
+from backends.api import MessageError
+from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
+
+CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
+
+
+def _context(parameters: Parameters, level: Any = seal.SEC_LEVEL_TYPE.TC128) -> Any:
+    """SEAL itself refuses parameters below 128 bits (HomomorphicEncryption.org table) at this security level."""
+    values = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
+    values.set_poly_modulus_degree(parameters.ring_dimension)
+    bits = [parameters.first_bits] + [parameters.rescale_bits] * parameters.depth + [parameters.special_bits]
+    values.set_coeff_modulus(seal.CoeffModulus.Create(parameters.ring_dimension, bits))
+    return seal.SEALContext(values, True, level)
+
+
+def _levels(context: Any, depth: int) -> list[Any]:
+    """parms_id of a ciphertext at level 0, 1, …, depth."""
+    data, ids = context.first_context_data(), []
+    for _ in range(depth + 1):
+        ids.append(data.parms_id())
+        data = data.next_context_data()
+    return ids
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """SEAL's bindings save to and load from paths only: a file in memory stands in for the buffer."""
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    handle, path = tempfile.mkstemp(dir=folder)
+    os.close(handle)
+    try:
+        yield path
+    finally:
+        os.unlink(path)
+
+
+def _save(value: Any) -> bytes:
+    with _scratch() as path:
+        value.save(path)
+        return Path(path).read_bytes()
+
+
+def _load(make: Callable[[], Any], context: Any, data: bytes) -> Any:
+    value = make()
+    with _scratch() as path:
+        Path(path).write_bytes(data)
+        try:
+            value.load(context, path)
+        except (RuntimeError, ValueError) as error:
+            raise MessageError(f"SEAL cannot read this message: {error}") from error
+    return value
+
+
+class SealClient:
+    def __init__(self, parameters: Parameters) -> None:
+        self._context = _context(parameters)
+        self._ring_dimension = parameters.ring_dimension
+        self._encoder = seal.CKKSEncoder(self._context)
+
+    def keygen(self, request: KeyRequest) -> bytes:
+        generator = seal.KeyGenerator(self._context)
+        secret = generator.secret_key()
+        self._encryptor = seal.Encryptor(self._context, secret)
+        self._decryptor = seal.Decryptor(self._context, secret)
+        two_n = 2 * self._ring_dimension
+        elements = [pow(3, step, two_n) for step in request.rotations] + [two_n - 1] * request.conjugation
+        relin = _save(generator.create_relin_keys()) if request.relinearisation else b""
+        galois = _save(generator.create_galois_keys(elements)) if elements else b""
+        return len(relin).to_bytes(8, "little") + relin + galois
+
+    def encrypt(self, vector: np.ndarray, scale: float) -> Any:
+        plain = seal.Plaintext()
+        self._encoder.encode(vector.tolist(), scale, plain)
+        return self._encryptor.encrypt_symmetric(plain)
+
+    def serialise(self, fresh: Any) -> bytes:
+        return _save(fresh)
+
+    def deserialise(self, data: bytes) -> Cipher:
+        return _load(seal.Ciphertext, self._context, data)
+
+    def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
+        plain = seal.Plaintext()
+        self._decryptor.decrypt(cipher, plain)
+        return np.array(self._encoder.decode_complex(plain))
+
+
+class SealEvaluator:
+    def __init__(self, parameters: Parameters) -> None:
+        self._context = _context(parameters)
+        self._encoder = seal.CKKSEncoder(self._context)
+        self._evaluator = seal.Evaluator(self._context)
+        self._levels = _levels(self._context, parameters.depth)
+        self._scratch_plain = seal.Plaintext()
+
+    def load_keys(self, data: bytes) -> None:
+        split = 8 + int.from_bytes(data[:8], "little")
+        relin, galois = data[8:split], data[split:]
+        self._relin = _load(seal.RelinKeys, self._context, relin) if relin else None
+        self._galois = _load(seal.GaloisKeys, self._context, galois) if galois else None
+
+    def deserialise(self, data: bytes) -> Cipher:
+        return _load(seal.Ciphertext, self._context, data)
+
+    def serialise(self, cipher: Cipher) -> bytes:
+        return _save(cipher)
+
+    def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
+        plain = seal.Plaintext()
+        self._encoder.encode(vector.tolist(), self._levels[level], scale, plain)
+        return plain
+
+    def add(self, a: Cipher, b: Cipher) -> Cipher:
+        return self._new(self._evaluator.add, a, b)
+
+    def sub(self, a: Cipher, b: Cipher) -> Cipher:
+        return self._new(self._evaluator.sub, a, b)
+
+    def add_plain(self, a: Cipher, p: Plain) -> Cipher:
+        p.scale = a.scale  # equal up to rounding of floats, which SEAL would take for a mistake
+        return self._new(self._evaluator.add_plain, a, p)
+
+    def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
+        evaluator, product = self._evaluator, seal.Ciphertext()
+        total = self._new(evaluator.multiply_plain, ciphers[0], plains[0])
+        for cipher, plain in zip(ciphers[1:], plains[1:]):
+            evaluator.multiply_plain(cipher, plain, product)
+            evaluator.add_inplace(total, product)
+        return total
+
+    def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
+        evaluator, encode, plain, parms = self._evaluator, self._encoder.encode, self._scratch_plain, self._levels[level]
+        total, product = None, seal.Ciphertext()
+        for cipher, weight in zip(ciphers, weights):
+            if round(abs(weight) * scale) == 0:
+                continue  # SEAL refuses to multiply by zero; the term adds less than the rounding of any other weight
+            encode(float(weight), parms, scale, plain)
+            if total is None:
+                total = self._new(evaluator.multiply_plain, cipher, plain)
+            else:
+                evaluator.multiply_plain(cipher, plain, product)
+                evaluator.add_inplace(total, product)
+        if total is None:
+            raise MessageError("a row of the network is zero")
+        return total
+
+    def square(self, a: Cipher) -> Cipher:
+        return self._new(self._evaluator.square, a)
+
+    def relinearise(self, a: Cipher) -> Cipher:
+        return self._new(self._evaluator.relinearize, a, self._relin)
+
+    def rescale(self, a: Cipher) -> Cipher:
+        return self._new(self._evaluator.rescale_to_next, a)
+
+    def conjugate(self, a: Cipher) -> Cipher:
+        return self._new(self._evaluator.complex_conjugate, a, self._galois)
+
+    def rotate_many(self, a: Cipher, steps: Sequence[int]) -> list[Cipher]:
+        return [self._rotate(a, step) for step in steps]
+
+    def rotate_sum(self, pairs: Sequence[tuple[Cipher, int]]) -> Cipher:
+        first, *others = [self._rotate(cipher, step) for cipher, step in pairs]
+        if not others:
+            return first
+        total = self.add(first, others[0])
+        for other in others[1:]:
+            self._evaluator.add_inplace(total, other)
+        return total
+
+    def _rotate(self, a: Cipher, step: int) -> Cipher:
+        return self._new(self._evaluator.rotate_vector, a, step, self._galois) if step else a
+
+    @staticmethod
+    def _new(operation: Callable[..., None], *operands: Any) -> Cipher:
+        result = seal.Ciphertext()
+        operation(*operands, result)
+        return result
+
+
+class Seal:
+    """`backends.slots.library.Library` over SEAL."""
+
+    name = "ckks"
+
+    def adapt(self, parameters: Parameters) -> Parameters:
+        return parameters
+
+    def admissible(self, parameters: Parameters) -> bool:
+        if max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits) > 60:
+            return False
+        try:
+            return _context(parameters).parameters_set()
+        except (RuntimeError, ValueError):  # not enough primes of this size
+            return False
+
+    def client(self, parameters: Parameters) -> SealClient:
+        return SealClient(parameters)
+
+    def evaluator(self, parameters: Parameters, threads: int) -> SealEvaluator:
+        return SealEvaluator(parameters)
+
+    def moduli(self, parameters: Parameters) -> list[int]:
+        return [m.value() for m in self._key_moduli(parameters)[:-1]]
+
+    def describe(self, parameters: Parameters) -> dict[str, Any]:
+        moduli = self._key_moduli(parameters)
+        return {
+            "ring_dimension": parameters.ring_dimension,
+            "log2_qp": sum(math.log2(m.value()) for m in moduli),
+            "moduli_bits": [m.bit_count() for m in moduli[:-1]],
+            "special_moduli_bits": [moduli[-1].bit_count()],
+            "secret": "uniform ternary",
+            "error_stddev": 3.2,
+        }
+
+    @staticmethod
+    def _key_moduli(parameters: Parameters) -> list[Any]:
+        return list(_context(parameters).key_context_data().parms().coeff_modulus())

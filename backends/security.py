@@ -1,0 +1,44 @@
+"""Security levels of ring-LWE parameters, looked up in published tables and computed from the parameters really used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.api import InsecureError
+
+MINIMUM_BITS = 128
+
+# Largest log2(QP) for uniform ternary secrets and error standard deviation 3.2, classical attacks.
+# Albrecht et al., "Homomorphic Encryption Standard", HomomorphicEncryption.org 2018, table 1.
+STANDARD_2018 = {
+    128: {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881},
+    192: {1024: 19, 2048: 37, 4096: 75, 8192: 152, 16384: 305, 32768: 611},
+    256: {1024: 14, 2048: 29, 4096: 58, 8192: 118, 16384: 237, 32768: 476},
+}
+# Bossuat et al., "Security Guidelines for Implementing Homomorphic Encryption", ePrint 2024/463, table 4.2.
+GUIDELINES_2024 = {
+    128: {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523},
+}
+
+
+def ckks(description: dict[str, Any]) -> dict[str, Any]:
+    """The security entry of a record for a context described by ``ring_dimension``, ``log2_qp`` and ``secret``.
+
+    ``bits`` is the level that the 2018 standard guarantees (it tabulates 128, 192 and 256; between two levels the lower
+    counts). Raises InsecureError below 128.
+    """
+    n, log2_qp = description["ring_dimension"], description["log2_qp"]
+    bits = max((level for level, row in STANDARD_2018.items() if log2_qp <= row.get(n, 0)), default=0)
+    if description["secret"] != "uniform ternary" or bits < MINIMUM_BITS:
+        raise InsecureError(
+            f"ring dimension {n} with log2(QP) = {log2_qp:.0f} and {description['secret']} secret is below "
+            f"{MINIMUM_BITS} bits (limit {STANDARD_2018[128].get(n, 0)}); use a larger ring dimension or fewer primes"
+        )
+    return {
+        "bits": bits,
+        "standard": "HomomorphicEncryption.org 2018, classical, ternary secret",
+        "log2_qp": round(log2_qp, 2),
+        "log2_qp_limit": STANDARD_2018[128][n],
+        "meets_2024_guidelines": log2_qp <= GUIDELINES_2024[128].get(n, 0),
+        "log2_qp_limit_2024": GUIDELINES_2024[128].get(n, 0),
+    }

@@ -1,0 +1,187 @@
+"""The cost model: how often a plan uses each primitive, at how many primes, times what each primitive costs.
+
+`costs.json` of each library holds milliseconds at ring dimension 8192, measured once by ``python -m
+backends.slots.costs ckks openfhe`` on the reference machine. They are data of the repository, so that the same plan is
+chosen everywhere; ``bench explain`` shows predicted beside measured time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from backends.slots.library import KeyRequest, Library, Parameters
+from backends.slots.plan import Packed, Plan
+
+REFERENCE_RING_DIMENSION = 8192
+MEASURED_PRIMES = (1, 2, 3, 4)
+Operations = Counter[tuple[int, str]]  # (step of the plan, primitive) → how often
+
+
+def operations(plan: Plan) -> list[Operations]:
+    """For each number of primes, from the top down: the primitives used while a ciphertext has that many.
+
+    ``rotate_many`` and ``rotate_sum`` are split into what a call costs once, for each ciphertext and for each step,
+    because hoisting shares the first two.
+    """
+    counts: list[Operations] = []
+    for level, step in enumerate(plan.steps):
+        count: Operations = Counter()
+        ciphertexts = _inputs(plan, level)
+        if level:  # the squaring before this step happens at the level above, the rescaling is counted there too
+            above = counts[-1]
+            above[level, "square"] += ciphertexts
+            above[level, "rescale"] += ciphertexts
+            above[level, "relinearise"] += ciphertexts
+        if isinstance(step, Packed):
+            babies: Counter[int] = Counter(i for i, b in {(t.input, t.baby) for t in step.terms} if b)
+            count[level, "rotate_many_call"] += len(babies)
+            count[level, "rotate_many_step"] += sum(babies.values())
+            count[level, "multiply_plain"] += len(step.terms)
+            for output in range(step.outputs):
+                giants = {t.giant for t in step.terms if t.output == output}
+                count[level, "add"] += sum(t.output == output for t in step.terms) - len(giants)
+                _rotate_sum(count, level, inputs=len(giants - {0}), steps=len(giants - {0}), adds=len(giants) - 1)
+                for fold in step.folds:
+                    _rotate_sum(count, level, inputs=1, steps=len(fold), adds=len(fold))
+            outputs = step.outputs
+        else:
+            rows, columns = step.weight.shape
+            halves = 1 if step.split else 2
+            count[level, "multiply_scalar"] += rows * columns * halves
+            count[level, "add"] += rows * (columns - 1) * halves
+            outputs = rows * halves
+        count[level, "add_plain"] += outputs
+        if step.conjugates:
+            count[level, "conjugate"] += outputs
+            count[level, "add"] += outputs * (1 if isinstance(step, Packed) else 2)
+        counts.append(count)
+    return counts
+
+
+def _inputs(plan: Plan, level: int) -> int:
+    step = plan.steps[level]
+    return len({t.input for t in step.terms}) if isinstance(step, Packed) else 2 * step.weight.shape[1]
+
+
+def _rotate_sum(count: Operations, level: int, inputs: int, steps: int, adds: int) -> None:
+    if steps:
+        count[level, "rotate_sum_call"] += 1
+        count[level, "rotate_sum_input"] += inputs
+        count[level, "rotate_sum_step"] += steps
+    count[level, "add"] += max(0, adds)
+
+
+def request_ciphertexts(plan: Plan) -> int:
+    return plan.steps[0].weight.shape[1] if plan.input.batched else len(plan.input.real)
+
+
+def load(folder: Path) -> dict[str, list[float]]:
+    """primitive → milliseconds with 1, 2, … primes at ring dimension 8192."""
+    return json.loads((folder / "costs.json").read_text())["milliseconds"]
+
+
+def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
+    """Server milliseconds of reading the request, and of each step (with the squaring before it)."""
+    n = plan.parameters.ring_dimension
+    growth = n * np.log2(n) / (REFERENCE_RING_DIMENSION * np.log2(REFERENCE_RING_DIMENSION))
+    primes = plan.parameters.depth + 1
+
+    def cost(primitive: str, primes: int) -> float:
+        values = table[primitive]
+        if primes <= len(values):
+            return values[primes - 1]
+        fit = np.polyfit(range(1, len(values) + 1), values, 2)  # key switching is quadratic in the primes
+        return float(max(np.polyval(fit, primes), values[-1]))
+
+    result = [request_ciphertexts(plan) * cost("deserialise", primes)] + [0.0] * len(plan.steps)
+    for level, counts in enumerate(operations(plan)):
+        for (step, primitive), times in counts.items():
+            result[1 + step] += times * cost(primitive, primes - level)
+    return [float(ms * growth) for ms in result]
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def measure(library: Library, threads: int, repetitions: int = 25) -> dict[str, list[float]]:
+    """Median milliseconds of every primitive with 1, 2, … primes, at ring dimension 8192."""
+    table: dict[str, list[float]] = {}
+    for primes in MEASURED_PRIMES:
+        bits = 40
+        while True:
+            parameters = Parameters(REFERENCE_RING_DIMENSION, bits, bits, primes - 1, 50, 18, (18,))
+            if library.admissible(parameters):
+                break
+            bits -= 2
+        for name, ms in _measure(library, parameters, threads, repetitions).items():
+            table.setdefault(name, []).append(round(ms, 4))
+    return table
+
+
+def _measure(library: Library, parameters: Parameters, threads: int, repetitions: int) -> dict[str, float]:
+    client, e = library.client(parameters), library.evaluator(parameters, threads)
+    e.load_keys(client.keygen(KeyRequest((1, 2, 3, 4), True, True)))
+    vector = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
+    fresh = client.serialise(client.encrypt(vector, 2.0**18))
+    a, b = e.deserialise(fresh), e.deserialise(fresh)
+    plain = e.encode(vector, 2.0**18, 0)
+    product = e.dot([a], [plain])
+    bias = e.encode(vector, 2.0**36, 0)
+
+    def ms(call) -> float:  # noqa: ANN001
+        samples = []
+        for _ in range(repetitions + 1):
+            start = time.perf_counter_ns()
+            call()
+            samples.append((time.perf_counter_ns() - start) / 1e6)
+        return float(np.median(samples[1:]))
+
+    add = ms(lambda: e.add(a, b))
+    dot1, dot9 = ms(lambda: e.dot([a], [plain])), ms(lambda: e.dot([a] * 9, [plain] * 9))
+    sum1, sum9 = (ms(lambda n=n: e.weighted_sum([a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
+    many1, many4 = ms(lambda: e.rotate_many(a, [1])), ms(lambda: e.rotate_many(a, [1, 2, 3, 4]))
+    one = ms(lambda: e.rotate_sum([(a, 1)]))
+    four_steps = ms(lambda: e.rotate_sum([(a, 1), (a, 2), (a, 3), (a, 4)]))
+    two_inputs = ms(lambda: e.rotate_sum([(a, 1), (b, 2)]))
+    step = max((four_steps - one) / 3, 0.0)
+    extra_input = max(two_inputs - one - step, 0.0)
+    squared = e.square(a)
+    table = {
+        "deserialise": ms(lambda: e.deserialise(fresh)),
+        "add": add,
+        "add_plain": ms(lambda: e.add_plain(product, bias)),
+        # sums are fused with their products, so "add" is not counted twice
+        "multiply_plain": max((dot9 - dot1) / 8 - add, 0.0),
+        "multiply_scalar": max((sum9 - sum1) / 8 - add, 0.0),
+        "square": ms(lambda: e.square(a)),
+        "relinearise": ms(lambda: e.relinearise(squared)),
+        "conjugate": ms(lambda: e.conjugate(a)),
+        "rotate_many_step": (many4 - many1) / 3,
+        "rotate_many_call": max(many1 - (many4 - many1) / 3, 0.0),
+        "rotate_sum_step": max(step - add, 0.0),
+        "rotate_sum_input": extra_input,
+        "rotate_sum_call": max(one - step - extra_input, 0.0),
+        "rescale": ms(lambda: e.rescale(product)) if parameters.depth else 0.0,
+    }
+    return table
+
+
+def main() -> None:
+    """Measures the named backends and rewrites their ``costs.json``."""
+    for name in sys.argv[1:]:
+        module = import_module(f"backends.{name}")
+        folder = Path(module.__file__).parent
+        document = {"ring_dimension": REFERENCE_RING_DIMENSION, "threads": 2, "milliseconds": measure(module.LIBRARY, 2)}
+        (folder / "costs.json").write_text(json.dumps(document, indent=1) + "\n")
+        print(json.dumps(document["milliseconds"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""CKKS on plain NumPy vectors: the reference executor of plans, and the smallest example of a `Library`.
+
+With `noise` it adds to every operation the error that CKKS adds, as independent Gaussians of the standard deviation
+that the literature gives for ternary secrets (Costache, Curtis, Hales, Murphy, Ogilvie, Player, "On the precision loss
+in approximate homomorphic encryption", SAC 2023, section 3), which is how the planner chooses the moduli. It encrypts
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backends.slots.library import KeyRequest, Parameters
+
+ERROR_STDDEV = 3.2
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A "ciphertext": slot values, their scale, and the moduli left."""
+
+    values: np.ndarray
+    scale: float
+    level: int
+
+
+class Simulator:
+    """`Library`, `ClientLibrary` and `Evaluator` in one."""
+
+    name = "simulator"
+
+    def __init__(self, noise: bool = False, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed) if noise else None
+        self._keys: set[int] = set()
+        self.counts: dict[str, int] = {}
+
+    # Library
+    def adapt(self, parameters: Parameters) -> Parameters:
+        return parameters
+
+    def admissible(self, parameters: Parameters) -> bool:
+        return True
+
+    def client(self, parameters: Parameters) -> Simulator:
+        self._parameters = parameters
+        return self
+
+    def evaluator(self, parameters: Parameters, threads: int = 1) -> Simulator:
+        return self.client(parameters)
+
+    def moduli(self, parameters: Parameters) -> list[int]:
+        return [2**parameters.first_bits] + [2**parameters.rescale_bits] * parameters.depth
+
+    def describe(self, parameters: Parameters) -> dict[str, Any]:
+        return {"ring_dimension": parameters.ring_dimension, "log2_qp": 0.0}
+
+    # Client
+    def keygen(self, request: KeyRequest) -> bytes:
+        self._keys = set(request.rotations)
+        return b"no key"
+
+    def encrypt(self, vector: np.ndarray, scale: float) -> Vector:
+        return Vector(self._noisy(self._rounded(vector, scale), scale, ERROR_STDDEV), scale, 0)
+
+    def decrypt(self, cipher: Vector, scale: float) -> np.ndarray:
+        return cipher.values.astype(np.complex128)
+
+    # Both
+    def serialise(self, cipher: Vector) -> bytes:
+        buffer = io.BytesIO()
+        np.savez(buffer, values=cipher.values, scale=cipher.scale, level=cipher.level)
+        return buffer.getvalue()
+
+    def deserialise(self, data: bytes) -> Vector:
+        with np.load(io.BytesIO(data)) as file:
+            return Vector(file["values"], float(file["scale"]), int(file["level"]))
+
+    # Server
+    def load_keys(self, data: bytes) -> None:
+        pass
+
+    def encode(self, vector: np.ndarray, scale: float, level: int) -> Vector:
+        return Vector(self._rounded(np.asarray(vector), scale), scale, level)
+
+    def add(self, a: Vector, b: Vector) -> Vector:
+        return self._made("add", a.values + b.values, a.scale, a.level)
+
+    def sub(self, a: Vector, b: Vector) -> Vector:
+        return self._made("add", a.values - b.values, a.scale, a.level)
+
+    def add_plain(self, a: Vector, p: Vector) -> Vector:
+        assert abs(a.scale / p.scale - 1) < 1e-9 and a.level == p.level, "a plan adds values of different scales"
+        return self._made("add_plain", a.values + p.values, a.scale, a.level)
+
+    def dot(self, ciphers: Sequence[Vector], plains: Sequence[Vector]) -> Vector:
+        self._count("multiply_plain", len(ciphers))
+        self._count("add", len(ciphers) - 1)
+        values = sum(c.values * p.values for c, p in zip(ciphers, plains, strict=True))
+        return Vector(values, ciphers[0].scale * plains[0].scale, ciphers[0].level)
+
+    def weighted_sum(self, ciphers: Sequence[Vector], weights: Sequence[float], scale: float, level: int) -> Vector:
+        self._count("multiply_scalar", len(ciphers))
+        self._count("add", len(ciphers) - 1)
+        values = np.tensordot(np.asarray(weights), np.array([c.values for c in ciphers]), 1)
+        return Vector(values, ciphers[0].scale * scale, level)
+
+    def square(self, a: Vector) -> Vector:
+        return self._made("square", a.values**2, a.scale**2, a.level)
+
+    def relinearise(self, a: Vector) -> Vector:
+        return self._made("relinearise", self._switched(a), a.scale, a.level)
+
+    def rescale(self, a: Vector) -> Vector:
+        moduli = self.moduli(self._parameters)
+        scale = a.scale / moduli[len(moduli) - 1 - a.level]
+        return self._made("rescale", self._noisy(a.values, scale, self._rounding), scale, a.level + 1)
+
+    def conjugate(self, a: Vector) -> Vector:
+        return self._made("conjugate", self._switched(a).conj(), a.scale, a.level)
+
+    def rotate_many(self, a: Vector, steps: Sequence[int]) -> list[Vector]:
+        return [self._rotate(a, step) for step in steps]
+
+    def rotate_sum(self, pairs: Sequence[tuple[Vector, int]]) -> Vector:
+        self._count("add", len(pairs) - 1)
+        first = pairs[0][0]
+        return Vector(sum(self._rotate(a, s).values for a, s in pairs), first.scale, first.level)
+
+    # -- noise and counts ------------------------------------------------------------------------------------------
+
+    def _rotate(self, a: Vector, step: int) -> Vector:
+        if step == 0:
+            return a
+        assert step in self._keys or not self._keys, f"the plan did not ask for the key of rotation {step}"
+        return self._made("rotate", np.roll(self._switched(a), -step), a.scale, a.level)
+
+    def _made(self, operation: str, values: np.ndarray, scale: float, level: int) -> Vector:
+        self._count(operation, 1)
+        return Vector(values, scale, level)
+
+    def _count(self, operation: str, times: int) -> None:
+        self.counts[operation] = self.counts.get(operation, 0) + times
+
+    @property
+    def _rounding(self) -> float:
+        """Standard deviation of a coefficient of the rounding error (1 + s)·e of a division, s ternary."""
+        return float(np.sqrt((1 + 2 * self._parameters.ring_dimension / 3) / 12))
+
+    def _switched(self, a: Vector) -> np.ndarray:
+        """Key switching ends with a division by the special modulus, whose rounding dominates its error."""
+        return self._noisy(a.values, a.scale, self._rounding)
+
+    def _rounded(self, values: np.ndarray, scale: float) -> np.ndarray:
+        return self._noisy(values, scale, 1 / np.sqrt(12))
+
+    def _noisy(self, values: np.ndarray, scale: float, coefficient_stddev: float) -> np.ndarray:
+        """A slot is a sum of N coefficients times roots of unity: half of the variance is in its real part."""
+        if self._random is None:
+            return values
+        stddev = coefficient_stddev * np.sqrt(self._parameters.ring_dimension / 2) / scale
+        noise = self._random.normal(scale=stddev, size=values.shape)
+        return values + noise + (1j * self._random.normal(scale=stddev, size=values.shape) if np.iscomplexobj(values) else 0)
