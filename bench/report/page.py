@@ -205,7 +205,8 @@ def _cards(
         content = {field: getattr(record, field) for field in fields}
         if any(content.values()):
             identity = json.dumps([record.trial.backend, content], sort_keys=True, default=str)
-            cards.setdefault(identity, {"backend": record.trial.backend, "trials": [], **content})["trials"].append(index)
+            card = cards.setdefault(identity, {"backend": record.trial.backend, "trials": [], **content})
+            card["trials"].append(index)
     sizes = Counter(record.trial.backend for record in records if record.stages)
     for card in cards.values():
         everywhere = len(card["trials"]) == sizes[card["backend"]]

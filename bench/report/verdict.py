@@ -28,23 +28,24 @@ def verdict(trials: list[Figures]) -> list[str]:
     if len({t["backend"] for t in encrypted}) == 1:
         return [_alone(encrypted)]
     sentences = [
-        _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "an image", "as long"),
+        _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "as long"),
         _most_accurate(encrypted),
-        _cheapest(encrypted, "request_bytes", "bytes", "Smallest request", "an image", "as many bytes"),
+        _cheapest(encrypted, "request_bytes", "bytes", "Smallest request", "as many bytes"),
     ]
     return [s for s in sentences if s] or ["No two encrypted backends did the same work, so there is nothing to rank."]
 
 
 def _alone(trials: list[Figures]) -> str:
     figures = [
-        _span([t["accuracy_encrypted"] for t in trials if "accuracy_encrypted" in t], "", "accuracy"),
-        _span(_per_image(trials, "server_wall_s_median"), "s", "server time an image"),
-        _span(_per_image(trials, "request_bytes"), "bytes", "request an image"),
+        ("accuracy {}", _span([t["accuracy_encrypted"] for t in trials if "accuracy_encrypted" in t], "")),
+        ("server time {} an image", _span(_per_image(trials, "server_wall_s_median"), "s")),
+        ("request {} an image", _span(_per_image(trials, "request_bytes"), "bytes")),
     ]
-    return f"One encrypted backend finished, {trials[0]['backend']}: {', '.join(f for f in figures if f)}."
+    known = ", ".join(words.format(span) for words, span in figures if span)
+    return f"One encrypted backend finished: {trials[0]['backend']}, {known or 'without figures'}."
 
 
-def _cheapest(trials: list[Figures], column: str, unit: str, title: str, what: str, as_much: str) -> str:
+def _cheapest(trials: list[Figures], column: str, unit: str, title: str, as_much: str) -> str:
     groups = _comparisons(trials, lambda t: t[column] / t["batch"], column)
     if not groups:
         return ""
@@ -56,9 +57,9 @@ def _cheapest(trials: list[Figures], column: str, unit: str, title: str, what: s
         if backend not in best
     }
     others = _listed([f"{name} {times(ratio)}" for name, ratio in sorted(ratios.items(), key=lambda item: item[1])])
-    figure = _span([g[leader] for g in groups if leader in g], unit, what)
+    figure = _span([g[leader] for g in groups if leader in g], unit)
     takes = f"; {others} {as_much}" if others else ""
-    return f"{title}: {' and '.join(best)}, {figure}{_of(wins, len(groups))}{takes}."
+    return f"{title}: {' and '.join(best)}, {figure} an image{_of(wins, len(groups))}{takes}."
 
 
 def _most_accurate(trials: list[Figures]) -> str:
@@ -127,12 +128,11 @@ def _per_image(trials: list[Figures], column: str) -> list[float]:
     return [t[column] / t["batch"] for t in trials if t.get(column) is not None]
 
 
-def _span(values: list[float], unit: str, what: str) -> str:
+def _span(values: list[float], unit: str) -> str:
     if not values:
         return ""
     low, high = with_unit(min(values), unit), with_unit(max(values), unit)
-    span = low if low == high else f"{low} to {high}"
-    return f"{span} {what}" if unit else f"{what} {span}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _of(wins: int, comparisons: int) -> str:

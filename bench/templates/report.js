@@ -139,8 +139,8 @@ function plot(id, traces, layout, note = "") {
     font: { family: css("--sans"), size: narrow() ? 12 : 13, color: css("--ink") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 12, t: 10, b: 10 },
     hoverlabel: { bgcolor: css("--soft"), bordercolor: css("--rule"), font: { color: css("--ink"), family: css("--sans") }, align: "left" },
-    legend: { orientation: "h", traceorder: "normal", x: 0, y: 1, yanchor: "bottom", xanchor: "left" }, dragmode: false, ...layout,
-  }, { displayModeBar: false, responsive: true });
+    legend: { orientation: "h", traceorder: "normal", x: 0, y: 1, yanchor: "bottom", xanchor: "left" }, dragmode: false, width: chart.clientWidth, ...layout,
+  }, { displayModeBar: false });
 }
 
 // Bars from the ends of the intervals: figure(trial), figure(trial, "low"), figure(trial, "high"); none where null.
@@ -149,7 +149,7 @@ function errorBars(trials, figure) {
   return { type: "data", symmetric: false, array: side("high", 1), arrayminus: side("low", -1), thickness: 1, width: 3 };
 }
 
-const diameter = (bytes) => Math.max(7, 5 + 4.5 * Math.log10(Math.max(bytes, 1000) / 1000));
+const diameter = (bytes) => Math.max(9, 6 + 4.5 * Math.log10(Math.max(bytes, 1000) / 1000));
 
 // One panel for each kind of work: only what did the same work can be compared.
 function drawPareto() {
@@ -235,7 +235,7 @@ function paretoFrontier(trials, latency) {
 function rowLayout(trials, options) {
   return {
     height: Math.max(150, trials.length * options.row + 90), hovermode: "closest",
-    yaxis: axis({ tickvals: trials.map((_, i) => i), ticktext: trials.map((t) => label(t, narrow() ? "<br>" : " · ") + "  "), range: [trials.length - 0.5, -0.5],
+    yaxis: axis({ tickvals: trials.map((_, i) => i), ticktext: trials.map((t) => label(t, narrow() ? "  <br>" : " · ") + "  "), range: [trials.length - 0.5, -0.5],
       showgrid: false, showline: false, ticks: "" }),
     ...options.layout,
   };
@@ -259,7 +259,7 @@ function drawStages() {
       `<br>${(100 * seconds(name, t) / totals[i]).toPrecision(3)} % of ${tick(totals[i], SECONDS)}<extra></extra>`),
   }));
   traces.push({ x: trials.map((_, i) => (share ? 1 : totals[i])), y: trials.map((_, i) => i), mode: "text", textposition: "middle right",
-    text: totals.map((total) => ` ${tick(total, SECONDS)}`), hoverinfo: "skip", showlegend: false, cliponaxis: false });
+    text: trials.map((t) => ` ${text(t, "request_wall_s_median").split(" (")[0]}`), hoverinfo: "skip", showlegend: false, cliponaxis: false });
   const most = share ? 1 : Math.max(...totals);
   plot("chart-stages", traces, rowLayout(trials, { row: narrow() ? 46 : 30, layout: {
     barmode: "stack", bargap: 0.3,
