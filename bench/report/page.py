@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -19,7 +20,8 @@ from bench.report.table import COLUMNS, ONCE, REQUEST
 from bench.report.verdict import verdict
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-FILTERS = ("backend", "model", "task", "scenario", "model_privacy")
+FILTERS = ("backend", "model", "task", "scenario", "model_privacy", "threads")
+IN_WORDS = {"threads": "threads {}", "seed": "seed {}", "model_privacy": "{} model"}  # in the name of a trial
 RAW_RECORDS_BYTES = 700_000  # keeps the page of a usual run below 6 MB, of which Plotly takes 4.8
 CLEAR = "clear"  # the backend that is the reference: neutral colour, first in every list
 
@@ -125,14 +127,14 @@ def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}  # order is kept
     environment.filters |= {"pretty": _pretty, "urlquote": lambda text: quote(text, safe="")}
-    values = {f: sorted({t[f] for t in trials}, key=lambda value: (value != CLEAR, value)) for f in FILTERS}
+    values = {f: sorted({t[f] for t in trials}, key=lambda value: (value != CLEAR, value)) for f in (*FILTERS, "seed")}
     markers = _markers(values["backend"])
     return environment.get_template("report.html.j2").render(
         title=about.get("suite") or name,
         compared=_compared(records, trials, values),
         notes=[str(note) for note in about.get("notes") or ()],
         answer=verdict(trials),
-        filters=values,
+        filters={f: values[f] for f in FILTERS},
         markers=markers,
         trials=[
             t | {"index": i, "label": _label(t, values), "cells": {h.column: _cell(t, h.column) for h in HEADINGS}}
@@ -145,7 +147,7 @@ def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str
         glossary={h.title: COLUMNS[h.column] for h in HEADINGS},
         columns=COLUMNS,
         machines=_distinct(record.machine for record in records),
-        versions=_distinct(dict(sorted(record.versions.items())) for record in records),
+        versions=_merged(record.versions for record in records),
         commands=list(dict.fromkeys(c for c in (about.get("command"), *(r.command for r in records)) if c)),
         data=_data(trials, values, markers),
         plotly=Markup(get_plotlyjs()),
@@ -154,14 +156,14 @@ def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str
     )
 
 
-def _data(trials: list[dict[str, Any]], values: dict[str, list[str]], markers: dict[str, Any]) -> dict[str, Any]:
+def _data(trials: list[dict[str, Any]], values: dict[str, list[Any]], markers: dict[str, Any]) -> dict[str, Any]:
     """What JavaScript draws and sorts by: figures as one list a column, in the order of the trials."""
     columns = {h.column for h in HEADINGS} | {*FILTERS, "encrypted"}
     columns |= {f"{c.removesuffix('_median')}_{end}" for c in columns for end in ("low", "high")} & COLUMNS.keys()
     return {
         "figures": {column: [t.get(column) for t in trials] for column in sorted(columns)},
         "labels": [_label(t, values) for t in trials],
-        "filters": values,
+        "filters": {f: [str(value) for value in values[f]] for f in FILTERS},
         "markers": {backend: {"symbol": m["symbol"], "colour": m["colour"]} for backend, m in markers.items()},
         "stages": {prefix: role for prefix, (role, _, _) in REQUEST.items()},
     }
@@ -177,7 +179,7 @@ def _markers(backends: list[str]) -> dict[str, dict[str, Any]]:
     return {b: found[b] | {"path": SYMBOLS[found[b]["symbol"]]} for b in backends}
 
 
-def _compared(records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[str]]) -> str:
+def _compared(records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[Any]]) -> str:
     """One line on what was compared."""
     finished = sum(t["status"] == "ok" for t in trials)
     images = sorted({t["images"] for t in trials if "images" in t})
@@ -187,17 +189,18 @@ def _compared(records: list[Record], trials: list[dict[str, Any]], values: dict[
     ]
     if images:
         parts.append(f"{'–'.join(str(i) for i in dict.fromkeys((images[0], images[-1])))} test images a trial")
-    parts.append(f"threads: {', '.join(str(n) for n in sorted({t['threads'] for t in trials}))}")
+    parts.append(f"threads: {', '.join(str(n) for n in values['threads'])}")
     return " · ".join([*parts, min(r.started_at for r in records)[:10].replace("-", "\u2011")])  # not to be broken
 
 
-def _label(trial: dict[str, Any], values: dict[str, list[str]]) -> list[str]:
+def _label(trial: dict[str, Any], values: dict[str, list[Any]]) -> list[str]:
     """The backend, and whatever else tells this trial from the others."""
-    return [trial["backend"], *(trial[f] for f in FILTERS[1:] if len(values[f]) > 1)]
+    others = [f for f in values if f != "backend" and len(values[f]) > 1]
+    return [trial["backend"], *(IN_WORDS.get(f, "{}").format(trial[f]) for f in others)]
 
 
 def _cards(
-    records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[str]], fields: tuple[str, ...]
+    records: list[Record], trials: list[dict[str, Any]], values: dict[str, list[Any]], fields: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """What the backend reported in `fields`, once for all trials of a backend that share it."""
     cards: dict[str, dict[str, Any]] = {}
@@ -234,12 +237,22 @@ def _raw(records: list[Record]) -> list[Any]:
     return raw
 
 
-def _distinct(objects: Any) -> list[dict[str, Any]]:
+def _distinct(objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({json.dumps(o, sort_keys=True, default=str): o for o in objects if o}.values())
 
 
-def _pretty(value: Any) -> str:
-    """A JSON value on one line for people: no quotes around text, lists without brackets."""
+def _merged(objects: Iterable[dict[str, str]]) -> dict[str, list[str]]:
+    """All values of each name, in alphabetical order of the names."""
+    merged: dict[str, list[str]] = defaultdict(list)
+    for name, value in sorted({item for o in objects for item in o.items()}):
+        merged[name].append(value)
+    return dict(merged)
+
+
+def _pretty(value: Any, name: str = "") -> str:
+    """A JSON value on one line for people: no quotes around text, lists without brackets. name: whose value it is."""
+    if name.endswith("_bytes") and isinstance(value, int):
+        return with_unit(value, "bytes")
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, (int, float)):
@@ -247,5 +260,5 @@ def _pretty(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_pretty(v) for v in value)
     if isinstance(value, dict):
-        return "; ".join(f"{k}: {_pretty(v)}" for k, v in value.items())
+        return "; ".join(f"{k}: {_pretty(v, k)}" for k, v in value.items())
     return str(value)

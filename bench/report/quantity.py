@@ -51,7 +51,7 @@ def grouped(value: float) -> str:
 
 
 def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
-    # 0.9995: what would be rounded to 1 000 of a unit is 1.00 of the next.
-    factor, name = next((step for step in reversed(steps) if abs(value) >= 0.9995 * step[0]), steps[0])
+    value = float(f"{value:.3g}")  # rounded first: 999.9 µs is 1.00 ms
+    factor, name = next((step for step in reversed(steps) if abs(value) >= step[0]), steps[0])
     scaled = value / factor
     return f"{grouped(scaled) if name == 'B' else digits(scaled)} {name}"

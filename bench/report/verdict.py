@@ -1,7 +1,7 @@
 """What the figures say, in up to three sentences: fastest, most accurate, smallest request.
 
-Backends are compared only where they did the same work: same model, task, scenario and privacy of the model, all
-encrypted, all ok, and per image, so that a request of many images is not held against its sender.
+Backends are compared only where they did the same work (`_work`), all encrypted and ok, and per image, so that a request
+of many images is not held against its sender.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def _most_accurate(trials: list[Figures]) -> str:
 
 
 def _work(trial: Figures) -> tuple[str, ...]:
-    return trial["model"], trial["task"], trial["scenario"], trial["model_privacy"]
+    """What must be equal for a comparison to be fair."""
+    names = ("model", "task", "scenario", "model_privacy", "threads", "images_asked", "seed", "machine")
+    return tuple(str(trial.get(name)) for name in names)
 
 
 def _comparisons(trials: list[Figures], value: Callable[[Figures], float], column: str) -> list[Values]:

@@ -50,7 +50,7 @@ function writeHash() {
 
 function select() {
   const off = [...form.querySelectorAll("input")].filter((box) => !box.checked);
-  shown = all.filter((trial) => !off.some((box) => value(box.name, trial) === box.value));
+  shown = all.filter((trial) => !off.some((box) => String(value(box.name, trial)) === box.value));
   const visible = new Set(shown);
   for (const element of document.querySelectorAll("[data-trials]")) {
     element.hidden = !element.dataset.trials.split(" ").some((trial) => visible.has(+trial));
@@ -165,10 +165,10 @@ function drawPareto() {
   const trials = shown.filter((t) => finished(t) && latency(t) > 0 && accuracy(t) !== null);
   if (!trials.length) return plot("chart-pareto", null);
 
-  const varying = ["task", "model", "scenario", "model_privacy"].filter((name) => new Set(trials.map((t) => value(name, t))).size > 1);
+  const varying = ["task", "model", "scenario", "model_privacy", "threads"].filter((name) => new Set(trials.map((t) => value(name, t))).size > 1);
   const panels = new Map();
   for (const trial of trials) {
-    const title = varying.map((name) => value(name, trial)).join(" · ") || value("task", trial);
+    const title = varying.map((name) => (name === "threads" ? `threads ${value(name, trial)}` : value(name, trial))).join(" · ") || value("task", trial);
     panels.set(title, [...(panels.get(title) || []), trial]);
   }
   const titles = [...panels.keys()].slice(0, PANELS);

@@ -1,0 +1,401 @@
+"""The report: figures recomputed from the records, and the page read and used as a person would."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import statistics
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from bench import report
+from bench.record import Record, RecordError
+from bench.report.quantity import digits, interval, with_unit
+from bench.report.verdict import verdict
+from tests.bench.records_for_report import REQUEST_STAGES, failed, record
+
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> \u2028 {{ 7 * 7 }} é"
+
+
+@pytest.fixture(scope="module")
+def records():
+    tasks = [("breastmnist", "binary-class", 2), ("chestmnist", "multi-label, binary-class", 14)]
+    done = [
+        record(backend, task, kind, outputs)
+        for backend in ("clear", "ckks", "openfhe", "tfhe")
+        for task, kind, outputs in tasks
+    ]
+    offline = [record(backend, scenario="offline", batch=64) for backend in ("ckks", "ckks:naive")]
+    statuses = [failed("failed", HOSTILE), failed("timeout", "no answer in 600 s", "ckks"), failed("insecure", "N=64")]
+    return done + offline + statuses
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, records):
+    folder = tmp_path_factory.mktemp("run")
+    for each in records:
+        each.save(folder / "records")
+    notes = ["MedMNIST not found: ran on digits", HOSTILE]
+    (folder / "run.json").write_text(json.dumps({"suite": "quick & dirty", "notes": notes, "command": "bench <run>"}))
+    assert report.write(folder) == (folder / "results.csv", folder / "report.html")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(run):
+    return pd.read_csv(run / "results.csv", float_precision="round_trip").set_index("key")
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return (run / "report.html").read_text("utf-8")
+
+
+# ---- The table -------------------------------------------------------------------------------------------------------
+
+
+def test_every_column_is_documented_and_every_trial_has_its_row(run, records):
+    table = pd.read_csv(run / "results.csv")
+    assert list(table.columns) == list(report.COLUMNS)
+    assert sorted(table["key"]) == sorted(r.key for r in records)
+    assert all(meaning for _, meaning in report.COLUMNS.values())
+
+
+def test_times_of_the_table_are_those_of_the_records(table, records):
+    for r in [r for r in records if r.status == "ok"]:
+        row = table.loc[r.key]
+        walls = [r.stage(*stage).wall_s for stage in REQUEST_STAGES]
+        assert row["infer_wall_s_median"] == statistics.median(r.stage("server", "infer").wall_s)
+        assert row["infer_cpu_s_median"] == statistics.median(r.stage("server", "infer").cpu_s)
+        assert row["encrypt_wall_s_median"] == statistics.median(r.stage("client", "encrypt").wall_s)
+        assert row["serialise_request_wall_s_median"] == statistics.median(r.stage("client", "serialise").wall_s)
+        assert row["serialise_response_wall_s_median"] == statistics.median(r.stage("server", "serialise").wall_s)
+        assert row["request_wall_s_median"] == pytest.approx(statistics.median(map(sum, zip(*walls, strict=True))))
+        server = statistics.median(map(sum, zip(*walls[2:5], strict=True)))
+        assert row["server_wall_s_median"] == pytest.approx(server)
+        assert row["throughput_images_per_s"] == pytest.approx(r.batch / server)
+        # 20 samples: the 6th smallest and the 6th largest cover the median with 95.9 %
+        ordered = sorted(r.stage("server", "infer").wall_s)
+        assert (row["infer_wall_s_low"], row["infer_wall_s_high"]) == (ordered[5], ordered[14])
+        assert row["keygen_wall_s"] == r.stage("client", "keygen").wall_s[0]
+        assert row["infer_cold_wall_s"] == r.stage("server", "infer").cold_wall_s
+
+
+def test_sizes_and_memory_of_the_table_are_those_of_the_records(table, records):
+    for r in [r for r in records if r.status == "ok"]:
+        row = table.loc[r.key]
+        assert row["request_bytes"] == r.sizes["request_bytes"]
+        assert row["response_bytes"] == r.sizes["response_bytes"]
+        keys = [v for k, v in r.sizes.items() if k.endswith("_key_bytes") and k != "public_key_bytes"]
+        assert row["evaluation_key_bytes"] == sum(keys) if keys else pd.isna(row["evaluation_key_bytes"])
+        for role in ("client", "server"):
+            peak = max(s.peak_rss_bytes for s in r.stages if s.role == role and s.peak_rss_bytes)
+            assert row[f"{role}_peak_rss_bytes"] == peak
+
+
+def test_accuracies_of_the_table_are_those_of_the_records(table, records):
+    for r in [r for r in records if r.status == "ok"]:
+        row = table.loc[r.key]
+        for step in ("float", "lowered", "encrypted"):
+            logits = getattr(r.outputs, f"{step}_logits")
+            if r.outputs.kind == "binary-class":
+                hits = [int(b > a) == label for (a, b), (label,) in zip(logits, r.outputs.labels, strict=True)]
+            else:
+                pairs = zip(sum(logits, []), sum(r.outputs.labels, []), strict=True)
+                hits = [int(logit > 0) == label for logit, label in pairs]
+            assert row[f"accuracy_{step}"] == pytest.approx(sum(hits) / len(hits), abs=1e-12)
+            assert row[f"accuracy_{step}_low"] < row[f"accuracy_{step}"] < row[f"accuracy_{step}_high"]
+        errors = [
+            abs(a - b)
+            for one, other in zip(r.outputs.lowered_logits, r.outputs.encrypted_logits, strict=True)
+            for a, b in zip(one, other, strict=True)
+        ]
+        assert row["logit_error_max"] == max(errors)
+        assert row["images"] == len(r.outputs.labels)
+
+
+def test_parameters_of_the_table_are_those_of_the_records(table, records):
+    for r in [r for r in records if r.trial.backend == "openfhe"]:
+        row = table.loc[r.key]
+        assert (row["ring_dimension"], row["log2_qp"], row["security_bits"]) == (16384, 210.0, 128)
+        assert json.loads(row["parameters"]) == r.parameters
+        assert json.loads(row["operations"]) == r.operations
+        assert json.loads(row["versions"]) == r.versions
+
+
+def test_a_trial_that_failed_has_a_status_a_reason_and_no_figures(table, records):
+    for r in [r for r in records if r.status != "ok"]:
+        row = table.loc[r.key]
+        assert (row["status"], row["reason"]) == (r.status, r.reason)
+        figures = [name for name, (unit, _) in report.COLUMNS.items() if unit in ("s", "bytes", "images/s", "bits")]
+        figures += ["batch", "accuracy_float", "agreement", "images"]
+        assert row[figures].drop("duration_s").isna().all()
+
+
+def test_few_samples_have_a_median_and_no_interval():
+    row = report.rows([record(samples=3)]).iloc[0]
+    assert row["infer_wall_s_median"] > 0
+    assert pd.isna(row["infer_wall_s_low"])
+
+
+def test_whole_numbers_stay_whole_beside_missing_ones(run):
+    sizes = pd.read_csv(run / "results.csv", dtype=str)["request_bytes"].dropna()
+    assert sizes.str.fullmatch(r"\d+").all()
+
+
+def test_no_records_is_an_error_that_names_the_cure(tmp_path):
+    with pytest.raises(RecordError, match="python -m bench run"):
+        report.write(tmp_path)
+
+
+def test_a_damaged_run_file_is_named(tmp_path):
+    record().save(tmp_path / "records")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RecordError, match="run.json"):
+        report.write(tmp_path)
+
+
+# ---- The page --------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.inside = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.text.append(data)
+
+
+def test_the_page_shows_every_trial_and_every_note(page, records):
+    parsed = Page(page)
+    text = "".join(parsed.text)
+    for r in records:
+        assert f"records/{r.key}.json" in text
+    rows = [a["data-trials"] for tag, a in parsed.tags if tag == "tr" and "data-trials" in a]
+    assert set(rows) == {str(i) for i in range(len(records))}
+    assert "MedMNIST not found: ran on digits" in text
+    assert "no answer in 600 s" in text
+
+
+def test_the_page_loads_nothing(page):
+    for tag, attributes in Page(page).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert "src" not in attributes
+        assert not re.match(r"(https?:)?//", attributes.get("href") or "")
+    styles = "".join(re.findall(r"<style>(.*?)</style>", page, re.S))
+    assert "url(" not in styles
+    assert "@import" not in styles
+    assert "default-src 'none'" in page
+
+
+def test_hostile_text_stays_text(page):
+    parsed = Page(page)
+    assert not [tag for tag, attributes in parsed.tags if tag == "img" or "onerror" in attributes]
+    assert [tag for tag, _ in parsed.tags].count("script") == 4
+    assert html.escape(HOSTILE, quote=False).split(" \u2028")[0].replace("'", "&#39;") in page
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_the_page_is_small(page):
+    assert len(page.encode()) < 6_000_000
+
+
+def test_raw_records_are_in_the_page(page, records):
+    raw = json.loads(re.search(r'id="records">(.*?)</script>', page, re.S)[1])
+    assert {r["key"]: r["trial"]["backend"] for r in raw} == {r.key: r.trial.backend for r in records}
+
+
+def test_a_page_of_many_records_leaves_the_samples_to_the_files(tmp_path):
+    for seed in range(60):
+        record(seed=seed, n=50).save(tmp_path / "records")
+    _, path = report.write(tmp_path)
+    raw = json.loads(re.search(r'id="records">(.*?)</script>', path.read_text(), re.S)[1])
+    assert all(r["outputs"] == f"left out to keep this page small: see records/{r['key']}.json" for r in raw)
+
+
+@pytest.mark.parametrize("only", [record(), failed("oom", "killed"), record("clear")], ids=["ok", "oom", "clear"])
+def test_one_record_is_enough(tmp_path, only):
+    only.save(tmp_path / "records")
+    csv, path = report.write(tmp_path)
+    assert len(pd.read_csv(csv)) == 1
+    assert only.key in path.read_text("utf-8")
+
+
+# ---- What the figures say --------------------------------------------------------------------------------------------
+
+
+def trial(backend, wall, request, accuracy, **changes):
+    spread = {"accuracy_encrypted_low": accuracy - 0.01, "accuracy_encrypted_high": accuracy + 0.01}
+    return {
+        "backend": backend, "model": "fcnn", "task": "breastmnist", "scenario": "single-stream",
+        "model_privacy": "plain", "status": "ok", "encrypted": True, "batch": 1, "server_wall_s_median": wall,
+        "request_bytes": request, "accuracy_encrypted": accuracy, **spread, **changes,
+    }  # fmt: skip
+
+
+def test_verdict_names_the_fastest_the_most_accurate_and_the_smallest():
+    clear = trial("clear", 1e-5, 10, 0.99, encrypted=False)
+    broken = trial("broken", 1e-5, 10, 0.99, status="wrong")
+    said = verdict([trial("ckks", 0.02, 300_000, 0.8), trial("tfhe", 2.0, 30_000, 0.9), clear, broken])
+    assert said == [
+        "Fastest on the server: ckks, 20.0 ms an image; tfhe 100× as long.",
+        "Most accurate under encryption: tfhe, 0.900 (ckks 0.800).",
+        "Smallest request: tfhe, 30.0 kB an image; ckks 10.0× as many bytes.",
+    ]
+
+
+def test_verdict_compares_only_the_same_work_and_per_image():
+    other = {"task": "pneumoniamnist", "batch": 10}
+    said = verdict(
+        [trial("a", 1.0, 100, 0.80), trial("b", 4.0, 100, 0.81), trial("a", 90.0, 1000, 0.8, **other),
+         trial("b", 10.0, 1000, 0.8, **other), trial("c", 1e-9, 1, 1.0, task="digits")]
+    )  # fmt: skip
+    fastest = "Fastest on the server: b, 1.00 s to 4.00 s an image, best in 1 of 2 comparisons; a 1.50× as long."
+    assert said[0] == fastest
+    assert said[1].endswith("the 95 % intervals overlap, so the order is not settled.")
+    assert said[2] == "Smallest request: a and b, 100 B an image, best in 2 of 2 comparisons."
+
+
+def test_verdict_never_compares_different_threads():
+    assert verdict([trial("a", 1, 1, 1, threads=1), trial("b", 1, 1, 1, threads=2)])[0].startswith("No two encrypted")
+
+
+def test_trials_that_differ_in_threads_or_seed_have_different_names(tmp_path):
+    for threads, seed in [(1, 0), (2, 0), (1, 1)]:
+        record(threads=threads, seed=seed).save(tmp_path / "records")
+    text = "".join(Page(report.write(tmp_path)[1].read_text("utf-8")).text)
+    for name in ("ckks · threads 1 · seed 0", "ckks · threads 2 · seed 0", "ckks · threads 1 · seed 1"):
+        assert name in text
+
+
+def test_verdict_without_a_comparison():
+    assert verdict([trial("a", 1, 1, 1, status="failed")])[0].startswith("No trial finished")
+    assert verdict([trial("clear", 1, 1, 1, encrypted=False)])[0].startswith("Nothing was encrypted")
+    assert verdict([trial("a", 1.0, 2000, 0.5)]) == [
+        "One encrypted backend finished: a, accuracy 0.500, server time 1.00 s an image, request 2.00 kB an image."
+    ]
+    assert verdict([trial("a", 1, 1, 1), trial("b", 1, 1, 1, task="digits")])[0].startswith("No two encrypted")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(0.0172, "s", "17.2 ms"), (0.99996, "s", "1.00 s"), (137.68, "s", "138 s"), (4e-10, "s", "0.400 ns"),
+     (36_123, "bytes", "36.1 kB"), (999, "bytes", "999 B"), (61_100_000, "bytes", "61.1 MB"), (0.875, "", "0.875"),
+     (8192, "coefficients", "8\u2009192"), (0.000063, "", "6.3e-05"), (0, "bytes", "0 B"), (1.0, "", "1.00")],
+)  # fmt: skip
+def test_figures_for_people(value, unit, text):
+    assert with_unit(value, unit) == text
+
+
+def test_intervals_for_people():
+    assert interval(0.0211, 0.0219, "s") == "21.1–21.9 ms"
+    assert interval(0.00098, 0.0011, "s") == "980 µs – 1.10 ms"
+    assert interval(0.838, 0.952, "") == "0.838–0.952"
+    assert digits(float("nan")) == "nan"
+
+
+# ---- In a browser ----------------------------------------------------------------------------------------------------
+
+ACTIONS = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  const result = {};
+  const rows = () => [...document.querySelectorAll("#table-summary tbody tr:not([hidden])")];
+  const facts = (row) => row.querySelector("th").innerText.split("\\n")[0].trim();
+  result.title = document.title;
+  result.charts = [...document.querySelectorAll(".chart .main-svg")].length;
+  result.rows = rows().length;
+  document.querySelector("th[data-sort=server_wall_s_median] button").click();
+  result.ascending = rows().map(facts);
+  document.querySelector("th[data-sort=server_wall_s_median] button").click();
+  result.descending = rows().map(facts);
+  document.querySelector("input[name=backend][value=ckks]").click();
+  result.filtered = rows().map(facts);
+  result.points = byId("chart-pareto").data.map((trace) => trace.name).filter(Boolean);
+  result.hash = location.hash;
+  document.querySelector("[data-record]").click();
+  setTimeout(() => {
+    result.raw = JSON.parse(document.querySelector(".record[open] pre").textContent).key;
+    result.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+    document.title = JSON.stringify(result);
+  }, 300);
+}, 500));
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not program:
+        pytest.skip("no chromium on this machine")
+    profile = tmp_path_factory.mktemp("profile")
+
+    def open_(address, width=1280):
+        """The page after its scripts ran (HTML), and what it wrote to the console."""
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+                 "--disable-dev-shm-usage", "--enable-logging=stderr", "--virtual-time-budget=10000"]  # fmt: skip
+        done = subprocess.run(
+            [program, *flags, f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom", address],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return open_
+
+
+def test_a_person_filters_sorts_and_opens_a_record(run, page, browser, records):
+    used = run / "used.html"
+    used.write_text(page.replace("</body>", ACTIONS + "</body>"), "utf-8")
+    dom, console = browser(used.as_uri())
+    assert console == []
+    result = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom, re.S)[1]))
+    assert result["title"] == "quick & dirty · encrypted medical-image inference"
+    assert result["charts"] >= 5
+    assert result["rows"] == len(records)
+    measured = [r for r in records if r.status == "ok"]
+    assert result["ascending"][:2] == ["clear", "clear"]
+    assert result["ascending"][: len(measured)][-2:] == ["tfhe", "tfhe"]
+    assert result["descending"][:2] == ["tfhe", "tfhe"]
+    assert sorted(result["descending"][len(measured) :]) == sorted(result["ascending"][len(measured) :])
+    assert set(result["filtered"]) == {"clear", "ckks:naive", "openfhe", "tfhe"}
+    assert set(result["points"]) == {"clear", "ckks:naive", "openfhe", "tfhe"}
+    assert result["hash"].startswith("#backend=clear&backend=")
+    assert "backend=ckks&" not in result["hash"] + "&"
+    assert result["raw"] in {r.key for r in records}
+    assert not result["wide"]
+
+
+def test_the_address_keeps_the_selection(run, browser):
+    dom, console = browser((run / "report.html").as_uri() + "#backend=tfhe&task=chestmnist")
+    assert console == []
+    shown = re.findall(r'<tr data-trials="\d+">.*?</tr>', dom.split('id="table-summary"')[1].split("</table>")[0], re.S)
+    assert len(shown) == 1
+    assert "tfhe" in shown[0]
+
+
+@pytest.mark.parametrize("only", [record(), failed("oom", "killed")], ids=["ok", "oom"])
+def test_one_record_opens_without_errors(tmp_path, browser, only):
+    only.save(tmp_path / "records")
+    _, path = report.write(tmp_path)
+    dom, console = browser(path.as_uri(), width=500)
+    assert console == []
+    main = dom.split("<main>")[1].split("<script")[0]
+    assert ("No finished trial in this selection" in main) == (only.status != "ok")
+
+
+def test_the_committed_schema_is_what_the_report_reads(run, records):
+    loaded = {Record.load(path).key for path in (run / "records").glob("*.json")}
+    assert loaded == {r.key for r in records}
