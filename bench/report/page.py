@@ -117,7 +117,10 @@ def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str
 
     figures: `bench.report.table.row` of each record. about: the run file (see `bench.report.write`). name: of the run.
     """
-    trials = [f | {"encrypted": r.security is not None} for f, r in zip(figures, records, strict=True)]
+    trials = [
+        figure | {"encrypted": record.security is not None, "host": _host(record.machine)}
+        for figure, record in zip(figures, records, strict=True)
+    ]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -235,6 +238,11 @@ def _raw(records: list[Record]) -> list[Any]:
         if len(json.dumps(raw)) > RAW_RECORDS_BYTES:
             raw = [r | {bulky: f"left out to keep this page small: see records/{r['key']}.json"} for r in raw]
     return raw
+
+
+def _host(machine: dict[str, Any]) -> tuple[str, ...]:
+    """What tells machines apart: names, not numbers such as the load, which differ between trials of one machine."""
+    return tuple(value for _, value in sorted(machine.items()) if isinstance(value, str))
 
 
 def _distinct(objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

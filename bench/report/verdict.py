@@ -1,7 +1,7 @@
 """What the figures say, in up to three sentences: fastest, most accurate, smallest request.
 
-Backends are compared only where they did the same work (`_work`), all encrypted and ok, and per image, so that a request
-of many images is not held against its sender.
+Backends are compared only where they did the same work (`_work`), all encrypted and ok, and per image, so that a
+request of many images is not held against its sender.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Values = dict[str, float]  # by backend, within one comparison
 
 
 def verdict(trials: list[Figures]) -> list[str]:
-    """Sentences from rows of `bench.report.table.row`, each of which also says whether it is ``encrypted`` (bool)."""
+    """Sentences from rows of `bench.report.table.row`, each with ``encrypted`` (bool) and ``host`` (text) beside."""
     finished = [t for t in trials if t["status"] == "ok"]
     if not finished:
         return ["No trial finished; the reasons are listed under Failures."]
@@ -82,7 +82,7 @@ def _most_accurate(trials: list[Figures]) -> str:
 
 def _work(trial: Figures) -> tuple[str, ...]:
     """What must be equal for a comparison to be fair."""
-    names = ("model", "task", "scenario", "model_privacy", "threads", "images_asked", "seed", "machine")
+    names = ("model", "task", "scenario", "model_privacy", "threads", "images_asked", "seed", "host")
     return tuple(str(trial.get(name)) for name in names)
 
 
