@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
 
 from backends.ckks.seal import Seal
+from backends.ckks.naive import NaiveClient, NaiveOwner, NaiveServer
 from backends.slots.roles import SlotsClient, SlotsOwner, SlotsServer
+from backends.variants import VariantOwner, VariantParty
 
 LIBRARY = Seal()
-
-
-class Owner(SlotsOwner):
-    def __init__(self) -> None:
-        super().__init__(LIBRARY, Path(__file__).parent, hoisting=False)
-
-
-class Client(SlotsClient):
-    def __init__(self) -> None:
-        super().__init__(LIBRARY)
-
-
-class Server(SlotsServer):
-    def __init__(self) -> None:
-        super().__init__(LIBRARY, threads=len(os.sched_getaffinity(0)))
+VARIANTS = {
+    "": (
+        partial(SlotsOwner, LIBRARY, Path(__file__).parent, hoisting=False),
+        partial(SlotsClient, LIBRARY),
+        partial(SlotsServer, LIBRARY),
+    ),
+    "naive": (NaiveOwner, NaiveClient, NaiveServer),
+}
+Owner = partial(VariantOwner, VARIANTS)
+Client = partial(VariantParty, VARIANTS, 1)
+Server = partial(VariantParty, VARIANTS, 2)

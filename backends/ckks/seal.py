@@ -202,9 +202,6 @@ class Seal:
 
     name = "ckks"
 
-    def adapt(self, parameters: Parameters) -> Parameters:
-        return parameters
-
     def admissible(self, parameters: Parameters) -> bool:
         if max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits) > 60:
             return False
@@ -216,7 +213,7 @@ class Seal:
     def client(self, parameters: Parameters) -> SealClient:
         return SealClient(parameters)
 
-    def evaluator(self, parameters: Parameters, threads: int) -> SealEvaluator:
+    def evaluator(self, parameters: Parameters) -> SealEvaluator:
         return SealEvaluator(parameters)
 
     def moduli(self, parameters: Parameters) -> list[int]:

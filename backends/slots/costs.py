@@ -110,7 +110,7 @@ def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure(library: Library, threads: int, repetitions: int = 25) -> dict[str, list[float]]:
+def measure(library: Library, repetitions: int = 25) -> dict[str, list[float]]:
     """Median milliseconds of every primitive with 1, 2, … primes, at ring dimension 8192."""
     table: dict[str, list[float]] = {}
     for primes in MEASURED_PRIMES:
@@ -120,13 +120,13 @@ def measure(library: Library, threads: int, repetitions: int = 25) -> dict[str, 
             if library.admissible(parameters):
                 break
             bits -= 2
-        for name, ms in _measure(library, parameters, threads, repetitions).items():
+        for name, ms in _measure(library, parameters, repetitions).items():
             table.setdefault(name, []).append(round(ms, 4))
     return table
 
 
-def _measure(library: Library, parameters: Parameters, threads: int, repetitions: int) -> dict[str, float]:
-    client, e = library.client(parameters), library.evaluator(parameters, threads)
+def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict[str, float]:
+    client, e = library.client(parameters), library.evaluator(parameters)
     e.load_keys(client.keygen(KeyRequest((1, 2, 3, 4), True, True)))
     vector = np.random.default_rng(0).uniform(-1, 1, parameters.slots)
     fresh = client.serialise(client.encrypt(vector, 2.0**18))
@@ -178,7 +178,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         module = import_module(f"backends.{name}")
         folder = Path(module.__file__).parent
-        document = {"ring_dimension": REFERENCE_RING_DIMENSION, "threads": 2, "milliseconds": measure(module.LIBRARY, 2)}
+        document = {"ring_dimension": REFERENCE_RING_DIMENSION, "threads": 2, "milliseconds": measure(module.LIBRARY)}
         (folder / "costs.json").write_text(json.dumps(document, indent=1) + "\n")
         print(json.dumps(document["milliseconds"]))
 

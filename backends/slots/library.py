@@ -112,15 +112,12 @@ class Library(Protocol):
 
     name: str
 
-    def adapt(self, parameters: Parameters) -> Parameters:
-        """The nearest parameters, never smaller, whose form the library accepts."""
-
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""
 
     def client(self, parameters: Parameters) -> ClientLibrary: ...
 
-    def evaluator(self, parameters: Parameters, threads: int) -> Evaluator: ...
+    def evaluator(self, parameters: Parameters) -> Evaluator: ...
 
     def moduli(self, parameters: Parameters) -> list[int]:
         """The primes of a fresh ciphertext as really built: first prime, then the others; the last is dropped first."""

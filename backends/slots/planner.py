@@ -21,6 +21,7 @@ RING_DIMENSIONS = (8192, 16384, 32768)
 PRECISION_BITS = range(7, 17)  # of the values between layers, relative to their range
 TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case; the promise is 1e-2
 HEAD_ROOM_BITS = 2
+MAX_EXTRA_STATE_BITS = 12
 SIMULATED_IMAGES = 16
 
 
@@ -115,40 +116,43 @@ def _candidates(
         yield of(request, (first, *later), output_slots)
 
 
-def _parameters(ring_dimension: int, inputs: Sequence[int], precision_bits: int) -> Parameters:
-    """Scales and primes for `precision_bits` bits of values between layers.
+def _parameters(ring_dimension: int, inputs: Sequence[int], precision_bits: int, extra_state_bits: int = 0) -> Parameters:
+    """Scales and primes for `precision_bits` bits of values between layers. inputs: of each affine map.
 
     One prime for each squaring, not one for each product: the scale grows over the affine map and the square, and one
     rescaling takes both back. It halves the number of primes, which is what the time of every operation depends on
-    (SEAL and OpenFHE spend a 64-bit word on a prime of any size). inputs: of each affine map. The offsets below are the
-    standard deviations of fresh noise (2^8), of encoding (2^4, for each of the inputs) and of rescaling (2^11, over the
-    folds), in slots of a ring of dimension 8192; they grow with its square root.
+    (SEAL and OpenFHE spend a 64-bit word on a prime of any size). The offsets below are the standard deviations of
+    fresh noise (2^8), of encoding (2^4, for each of the inputs) and of rescaling (2^11, over the folds), in slots of a
+    ring of dimension 8192; they grow with its square root. extra_state_bits: moves bits from the dropped primes to the
+    first one, for a library that accepts only such a shape.
     """
-    noise = (ring_dimension // 8192).bit_length() // 2  # slot noise grows with √N
-    weights = tuple(precision_bits + noise + 4 + round(np.log2(n) / 2) for n in inputs)
-    first_input, state = precision_bits + noise + 7, precision_bits + noise + 13
-    rescale = max(
-        2 * (before + weight) - state for before, weight in zip((first_input, *[state] * len(inputs)), weights[:-1] or (0,))
-    )
+    noise = (ring_dimension // 8192).bit_length() // 2
+    weights = [precision_bits + noise + 4 + round(np.log2(n) / 2) for n in inputs]
+    fresh, state = precision_bits + noise + 7, precision_bits + noise + 13 + extra_state_bits
+    rescale = max(2 * (before + weight) - state for before, weight in zip((fresh, *[state] * len(inputs)), weights[:-1] or [0]))
     first = state + weights[-1] + HEAD_ROOM_BITS + 2
+    if len(inputs) > 1:  # the scale returns to `state` after every rescaling: spend what the largest layer left over
+        weights[1:-1] = [(rescale - state) // 2] * (len(inputs) - 2)
+        fresh = (rescale + state) // 2 - weights[0]
     return Parameters(
         ring_dimension=ring_dimension,
         first_bits=first,
         rescale_bits=rescale,
         depth=len(inputs) - 1,
         special_bits=max(first, rescale),
-        input_scale_bits=first_input,
-        weight_scale_bits=weights,
+        input_scale_bits=fresh,
+        weight_scale_bits=tuple(weights),
     )
 
 
 def _with_parameters(
     layout: Plan, ring_dimension: int, inputs: Sequence[int], precision_bits: int, library: Library
 ) -> Plan | None:
-    parameters = library.adapt(_parameters(ring_dimension, inputs, precision_bits))
-    if not library.admissible(parameters):
-        return None
-    return dataclasses.replace(layout, parameters=parameters)
+    for extra in range(MAX_EXTRA_STATE_BITS):
+        parameters = _parameters(ring_dimension, inputs, precision_bits, extra)
+        if library.admissible(parameters):
+            return dataclasses.replace(layout, parameters=parameters)
+    return None
 
 
 def simulated_error(candidate: Plan, blocks: Blocks, calibration: np.ndarray) -> float:

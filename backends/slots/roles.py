@@ -107,12 +107,12 @@ class SlotsClient:
 
 
 class SlotsServer:
-    def __init__(self, library: Library, threads: int) -> None:
-        self._library, self._threads = library, threads
+    def __init__(self, library: Library) -> None:
+        self._library = library
 
     def load(self, artifact: bytes) -> None:
         plan, _ = Plan.from_bytes(artifact)
-        self._evaluator = self._library.evaluator(plan.parameters, self._threads)
+        self._evaluator = self._library.evaluator(plan.parameters)
         self._program = execute.Program(plan, self._evaluator, self._library.moduli(plan.parameters))
 
     def load_keys(self, keys: dict[str, bytes]) -> None:

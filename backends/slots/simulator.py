@@ -40,9 +40,6 @@ class Simulator:
         self.counts: dict[str, int] = {}
 
     # Library
-    def adapt(self, parameters: Parameters) -> Parameters:
-        return parameters
-
     def admissible(self, parameters: Parameters) -> bool:
         return True
 
@@ -50,7 +47,7 @@ class Simulator:
         self._parameters = parameters
         return self
 
-    def evaluator(self, parameters: Parameters, threads: int = 1) -> Simulator:
+    def evaluator(self, parameters: Parameters) -> Simulator:
         return self.client(parameters)
 
     def moduli(self, parameters: Parameters) -> list[int]:

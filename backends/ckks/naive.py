@@ -1,0 +1,113 @@
+"""TenSEAL as its tutorials use it: `CKKSVector.mm` and `square`, public-key encryption, all power-of-two rotations."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import tenseal as ts
+
+from backends import security
+from backends.api import BackendError, Job, MessageError, Prepared
+from backends.slots.blocks import from_network
+
+SCALE_BITS = 37
+OUTER_BITS = 50
+
+
+def _bits(layers: int) -> list[int]:
+    """One prime for each of the products, as TenSEAL rescales after each by itself.
+
+    TenSEAL takes every rescaling for a division by exactly 2^SCALE_BITS; with the 26 bits of its tutorials the primes
+    are so far from that power of two that logits err by tenths.
+    """
+    return [OUTER_BITS] + [SCALE_BITS] * (2 * layers - 1) + [OUTER_BITS]
+
+
+def _ring_dimension(bits: list[int]) -> int:
+    return next(n for n, limit in security.STANDARD_2018[128].items() if n >= 8192 and sum(bits) <= limit)
+
+
+class NaiveOwner:
+    def prepare(self, job: Job) -> Prepared:
+        if job.scenario != "single-stream":
+            raise BackendError("ckks:naive answers one image a request; use --scenario single-stream")
+        if job.model_privacy != "plain":
+            raise BackendError("ckks:naive computes on a plain model; use --model-privacy plain")
+        blocks = from_network(job.network, job.calibration)
+        bits = _bits(len(blocks.affines))
+        ring_dimension = _ring_dimension(bits)
+        description = {
+            "ring_dimension": ring_dimension,
+            "log2_qp": float(sum(bits)),
+            "moduli_bits": bits[:-1],
+            "special_moduli_bits": bits[-1:],
+            "secret": "uniform ternary",
+            "error_stddev": 3.2,
+        }
+        security_entry = security.ckks(description)
+        buffer = io.BytesIO()
+        arrays = {f"{kind}{i}": a for i, x in enumerate(blocks.affines) for kind, a in (("w", x.weight.T), ("b", x.bias))}
+        np.savez_compressed(buffer, **arrays)
+        client = {"bits": bits, "output_scale": blocks.output_scale}
+        return Prepared(
+            client=json.dumps(client).encode(),
+            server=buffer.getvalue(),
+            parameters=description | {"input_scale_bits": SCALE_BITS, "rotation_keys": 2 * int(math.log2(ring_dimension))},
+            security=security_entry,
+            notes={"layout": ["vector", *(f"mm {a.weight.shape[1]} → {a.weight.shape[0]}" for a in blocks.affines)]},
+        )
+
+
+class NaiveClient:
+    def load(self, artifact: bytes) -> None:
+        values = json.loads(artifact)
+        self._bits, self._output_scale = values["bits"], values["output_scale"]
+
+    def keygen(self, seed: int) -> dict[str, bytes]:
+        self._context = ts.context(ts.SCHEME_TYPE.CKKS, _ring_dimension(self._bits), coeff_mod_bit_sizes=self._bits)
+        self._context.global_scale = 2**SCALE_BITS
+        self._context.generate_galois_keys()
+        return {"evaluation": self._context.serialize(save_public_key=True, save_secret_key=False)}
+
+    def encrypt(self, images: np.ndarray) -> ts.CKKSVector:
+        return ts.ckks_vector(self._context, images.reshape(-1).astype(float).tolist())
+
+    def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
+        return ciphertexts.serialize()
+
+    def deserialise(self, response: bytes) -> ts.CKKSVector:
+        return _vector(self._context, response)
+
+    def decrypt(self, ciphertexts: ts.CKKSVector) -> np.ndarray:
+        return np.array(ciphertexts.decrypt())[None] * self._output_scale
+
+
+class NaiveServer:
+    def load(self, artifact: bytes) -> None:
+        with np.load(io.BytesIO(artifact), allow_pickle=False) as arrays:
+            self._layers = [(arrays[f"w{i}"].tolist(), arrays[f"b{i}"].tolist()) for i in range(len(arrays.files) // 2)]
+
+    def load_keys(self, keys: dict[str, bytes]) -> None:
+        self._context = ts.context_from(keys["evaluation"])
+
+    def deserialise(self, request: bytes) -> ts.CKKSVector:
+        return _vector(self._context, request)
+
+    def infer(self, ciphertexts: ts.CKKSVector) -> ts.CKKSVector:
+        x = ciphertexts
+        for index, (weight, bias) in enumerate(self._layers):
+            x = (x.square() if index else x).mm(weight) + bias
+        return x
+
+    def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
+        return ciphertexts.serialize()
+
+
+def _vector(context: ts.Context, data: bytes) -> ts.CKKSVector:
+    try:
+        return ts.ckks_vector_from(context, data)
+    except (RuntimeError, ValueError) as error:
+        raise MessageError(f"TenSEAL cannot read this message: {error}") from error

@@ -1,0 +1,277 @@
+"""OpenFHE as a `Library` of the packing engine.
+
+The plan tracks scales itself, so OpenFHE runs in FIXEDMANUAL mode with its own counter of scales held at one; a vector
+at scale S is encoded as its values times S / 2^(scaling modulus size). Rotations of one ciphertext share the digit
+decomposition (hoisting, Halevi and Shoup 2018), and a sum of rotations shares the division by the special modulus
+(double hoisting, Bossuat et al., EUROCRYPT 2021, section 4). OpenMP uses the cores that the party was given.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import openfhe
+
+from backends.api import MessageError
+from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
+
+SPECIAL_PRIME_BITS = 60  # OpenFHE's own choice (auxBits), read back from the keys in `describe`
+FEATURES = (openfhe.PKESchemeFeature.PKE, openfhe.PKESchemeFeature.KEYSWITCH, openfhe.PKESchemeFeature.LEVELEDSHE)
+
+
+@functools.lru_cache(maxsize=4)
+def _context(parameters: Parameters) -> Any:
+    """Raises RuntimeError for parameters below 128 bits: OpenFHE checks them itself at HEStd_128_classic."""
+    p = openfhe.CCParamsCKKSRNS()
+    p.SetSecurityLevel(openfhe.SecurityLevel.HEStd_128_classic)
+    p.SetSecretKeyDist(openfhe.SecretKeyDist.UNIFORM_TERNARY)
+    p.SetRingDim(parameters.ring_dimension)
+    p.SetBatchSize(parameters.slots)
+    p.SetMultiplicativeDepth(max(1, parameters.depth))
+    p.SetFirstModSize(parameters.first_bits)
+    p.SetScalingModSize(_scaling_bits(parameters))
+    p.SetScalingTechnique(openfhe.ScalingTechnique.FIXEDMANUAL)
+    p.SetKeySwitchTechnique(openfhe.KeySwitchTechnique.HYBRID)
+    p.SetNumLargeDigits(_digits(parameters))
+    p.SetCKKSDataType(openfhe.CKKSDataType.COMPLEX)
+    context = openfhe.GenCryptoContext(p)
+    for feature in FEATURES:
+        context.Enable(feature)
+    return context
+
+
+def _scaling_bits(parameters: Parameters) -> int:
+    return parameters.rescale_bits or parameters.first_bits
+
+
+def _digits(parameters: Parameters) -> int:
+    """One prime a digit, so that a single special prime suffices."""
+    return max(1, parameters.depth) + 1
+
+
+class OpenfheClient:
+    def __init__(self, parameters: Parameters) -> None:
+        self._context = _context(parameters)
+        self._parameters = parameters
+        self._unit = 2.0 ** -_scaling_bits(parameters)
+
+    def keygen(self, request: KeyRequest) -> bytes:
+        context = self._context
+        pair = context.KeyGen()
+        self._secret, tag = pair.secretKey, pair.secretKey.GetKeyTag()
+        parts = [tag.encode(), b"", b"", b""]
+        if request.relinearisation:
+            context.EvalMultKeyGen(self._secret)
+            parts[1] = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
+        if request.rotations:
+            context.EvalRotateKeyGen(self._secret, list(request.rotations))
+            parts[2] = openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag)
+        if request.conjugation:
+            keys = context.EvalAutomorphismKeyGen(self._secret, [2 * self._parameters.ring_dimension - 1])
+            parts[3] = openfhe.Serialize(keys, openfhe.BINARY)
+        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+    def encrypt(self, vector: np.ndarray, scale: float) -> Cipher:
+        plain = self._context.MakeCKKSPackedPlaintext(vector * (scale * self._unit), 1, 0)
+        return self._context.Encrypt(self._secret, plain)
+
+    def serialise(self, fresh: Cipher) -> bytes:
+        return openfhe.Serialize(fresh, openfhe.BINARY)
+
+    def deserialise(self, data: bytes) -> Cipher:
+        return deserialise_ciphertext(data)
+
+    def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
+        cipher.SetNoiseScaleDeg(1)
+        values = self._context.Decrypt(self._secret, cipher).GetCKKSPackedValueArray()
+        return np.asarray(values) / (scale * self._unit)
+
+
+def deserialise_ciphertext(data: bytes) -> Cipher:
+    try:
+        return openfhe.DeserializeCiphertextString(data, openfhe.BINARY)
+    except (RuntimeError, MemoryError) as error:
+        raise MessageError(f"OpenFHE cannot read this message: {error}") from error
+
+
+class OpenfheEvaluator:
+    def __init__(self, parameters: Parameters) -> None:
+        self._context = _context(parameters)
+        self._parameters = parameters
+        self._unit = 2.0 ** -_scaling_bits(parameters)
+
+    def load_keys(self, data: bytes) -> None:
+        tag, relin, rotations, conjugation = _split(data)
+        name = tag.decode()
+        try:  # OpenFHE keeps keys in tables of the process, and refuses those that a client in it has put there already
+            if relin and name not in self._context.GetAllEvalMultKeys():
+                openfhe.DeserializeEvalMultKeyString(relin, openfhe.BINARY)
+            if rotations and name not in self._context.GetAllEvalAutomorphismKeys():
+                openfhe.DeserializeEvalAutomorphismKeyString(rotations, openfhe.BINARY)
+            if conjugation:
+                self._conjugation = openfhe.DeserializeEvalKeyMapString(conjugation, openfhe.BINARY)
+        except RuntimeError as error:
+            raise MessageError(f"OpenFHE cannot read these keys: {error}") from error
+
+    def deserialise(self, data: bytes) -> Cipher:
+        return deserialise_ciphertext(data)
+
+    def serialise(self, cipher: Cipher) -> bytes:
+        return openfhe.Serialize(cipher, openfhe.BINARY)
+
+    def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
+        return self._context.MakeCKKSPackedPlaintext(np.asarray(vector) * (scale * self._unit), 1, level)
+
+    def add(self, a: Cipher, b: Cipher) -> Cipher:
+        return self._context.EvalAdd(a, b)
+
+    def sub(self, a: Cipher, b: Cipher) -> Cipher:
+        return self._context.EvalSub(a, b)
+
+    def add_plain(self, a: Cipher, p: Plain) -> Cipher:
+        return self._context.EvalAdd(a, p)
+
+    def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
+        context = self._context
+        total = context.EvalMult(ciphers[0], plains[0])
+        for cipher, plain in zip(ciphers[1:], plains[1:]):
+            context.EvalAddInPlace(total, context.EvalMult(cipher, plain))
+        return _unscaled(total)
+
+    def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
+        context, factors = self._context, np.asarray(weights) * (scale * self._unit)
+        total = context.EvalMult(ciphers[0], float(factors[0]))
+        for cipher, factor in zip(ciphers[1:], factors[1:].tolist()):
+            context.EvalAddInPlace(total, context.EvalMult(cipher, factor))
+        return _unscaled(total)
+
+    def square(self, a: Cipher) -> Cipher:
+        return _unscaled(self._context.EvalMultNoRelin(a, a))
+
+    def relinearise(self, a: Cipher) -> Cipher:
+        return self._context.Relinearize(a)
+
+    def rescale(self, a: Cipher) -> Cipher:
+        a.SetNoiseScaleDeg(2)  # OpenFHE rescales only what it believes to be a product
+        result = self._context.Rescale(a)
+        a.SetNoiseScaleDeg(1)
+        return _unscaled(result)
+
+    def conjugate(self, a: Cipher) -> Cipher:
+        return self._context.EvalAutomorphism(a, 2 * self._parameters.ring_dimension - 1, self._conjugation)
+
+    def rotate_many(self, a: Cipher, steps: Sequence[int]) -> list[Cipher]:
+        context, order = self._context, 2 * self._parameters.ring_dimension
+        if sum(step != 0 for step in steps) < 2:
+            return [context.EvalRotate(a, step) if step else a for step in steps]
+        digits = context.EvalFastRotationPrecompute(a)
+        return [context.EvalFastRotation(a, step, order, digits) if step else a for step in steps]
+
+    def rotate_sum(self, pairs: Sequence[tuple[Cipher, int]]) -> Cipher:
+        context = self._context
+        moved = [(cipher, step) for cipher, step in pairs if step]
+        total = None
+        if len(moved) == 1:
+            total = context.EvalRotate(*moved[0])
+        elif moved:
+            extended, digits_of = None, {}
+            for cipher, step in moved:
+                digits = digits_of.get(id(cipher)) or digits_of.setdefault(
+                    id(cipher), context.EvalFastRotationPrecompute(cipher)
+                )
+                rotated = context.EvalFastRotationExt(cipher, step, digits, True)
+                if extended is None:
+                    extended = rotated
+                else:
+                    context.EvalAddInPlace(extended, rotated)
+            total = context.KeySwitchDown(extended)
+        for cipher, step in pairs:
+            if step == 0:
+                total = cipher if total is None else context.EvalAdd(total, cipher)
+        return total
+
+
+def _unscaled(cipher: Cipher) -> Cipher:
+    cipher.SetNoiseScaleDeg(1)
+    return cipher
+
+
+def _split(data: bytes) -> list[bytes]:
+    parts, position = [], 0
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 8], "little")
+        parts.append(data[position + 8 : position + 8 + length])
+        position += 8 + length
+    if len(parts) != 4 or position != len(data):
+        raise MessageError("damaged or truncated evaluation keys; send them again")
+    return parts
+
+
+class Openfhe:
+    """`backends.slots.library.Library` over OpenFHE."""
+
+    name = "openfhe"
+
+    def admissible(self, parameters: Parameters) -> bool:
+        if not 20 <= _scaling_bits(parameters) <= parameters.first_bits <= 60 or _scaling_bits(parameters) > 59:
+            return False
+        try:
+            _context(parameters)
+        except RuntimeError:  # below 128 bits, or no such primes
+            return False
+        return True
+
+    def client(self, parameters: Parameters) -> OpenfheClient:
+        return OpenfheClient(parameters)
+
+    def evaluator(self, parameters: Parameters) -> OpenfheEvaluator:
+        return OpenfheEvaluator(parameters)
+
+    def moduli(self, parameters: Parameters) -> list[int]:
+        return moduli(_context(parameters))
+
+    def describe(self, parameters: Parameters) -> dict[str, Any]:
+        return describe(_context(parameters))
+
+
+def moduli(context: Any) -> list[int]:
+    """Primes of a fresh ciphertext, read from the context's own serialisation: the bindings do not expose them."""
+    document = json.loads(openfhe.Serialize(context, openfhe.JSON))
+    towers = next(find_members(document, "elp"))["ptr_wrapper"]["data"]["p"]
+    return [int(next(find_members(tower, "cm"))["v"]) for tower in towers]
+
+
+def describe(context: Any) -> dict[str, Any]:
+    """`Library.describe` for any CKKS context; the special primes are counted in a switching key made for it."""
+    document, primes = json.loads(openfhe.Serialize(context, openfhe.JSON)), moduli(context)
+    secret = context.KeyGen().secretKey
+    context.EvalMultKeyGen(secret)
+    key = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, secret.GetKeyTag())
+    # a switching key holds two polynomials a digit over all primes, special ones included
+    digits = next(find_members(document, "dnum"))
+    towers = round(len(key) / (2 * digits * 8 * context.GetRingDimension()))
+    special = [SPECIAL_PRIME_BITS] * (towers - len(primes))
+    return {
+        "ring_dimension": context.GetRingDimension(),
+        "log2_qp": sum(map(math.log2, primes)) + sum(special),
+        "moduli_bits": [prime.bit_length() for prime in primes],
+        "special_moduli_bits": special,
+        "secret": "uniform ternary",
+        "error_stddev": next(find_members(document, "dp")),
+    }
+
+
+def find_members(document: Any, name: str) -> Iterator[Any]:
+    """Values of all members called `name`, depth first."""
+    if isinstance(document, dict):
+        if name in document:
+            yield document[name]
+        document = list(document.values())
+    if isinstance(document, list):
+        for value in document:
+            yield from find_members(value, name)

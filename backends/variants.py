@@ -1,0 +1,38 @@
+"""Several implementations behind one backend: the owner's choice travels with the artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from backends.api import Job, Prepared
+
+Variants = dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]  # name → owner, client, server
+
+
+class VariantOwner:
+    def __init__(self, variants: Variants) -> None:
+        self._variants = variants
+
+    def prepare(self, job: Job) -> Prepared:
+        prepared = self._variants[job.variant][0]().prepare(job)
+        tag = job.variant.encode() + b"\0"
+        return dataclasses.replace(prepared, client=tag + prepared.client, server=tag + prepared.server)
+
+
+class VariantParty:
+    """Client (`index` 1) or server (2): loads an artifact, then behaves as the implementation that made it."""
+
+    def __init__(self, variants: Variants, index: int) -> None:
+        self._variants, self._index = variants, index
+
+    def load(self, artifact: bytes) -> None:
+        variant, _, rest = artifact.partition(b"\0")
+        self._implementation = self._variants[variant.decode()][self._index]()
+        self._implementation.load(rest)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_implementation":
+            raise AttributeError("load an artifact first")
+        return getattr(self._implementation, name)
