@@ -1,0 +1,284 @@
+"""Quantisation-aware training (brevitas), and the way between the neutral integer network and a brevitas module.
+
+TFHE evaluates a hidden neuron with one programmable bootstrapping, whose cost is set by the width of the accumulator
+that it reads. So inputs and weights are of two bits, and the training itself keeps the accumulators narrow: values
+beyond `ACCUMULATOR_BITS` are penalised (the aim of Colbert et al., "A2Q: Accumulator-Aware Quantization with
+Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin). Neither rounding nor
+truncation of the accumulators is needed, so encryption computes exactly what `Network.forward` computes.
+
+Scales are constants. The step of the hidden activation is an odd multiple of the accumulator's unit, so no accumulator
+lies exactly between two levels and NumPy, torch and concrete-ml cannot disagree about which way to round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import brevitas.nn as qnn
+import numpy as np
+import torch
+from brevitas.inject.enum import RestrictValueType, ScalingImplType
+from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from models.network import Conv2d, Flatten, Layer, Linear, Network, NetworkError, Quantise, ReLU
+
+MULTI_LABEL = "multi-label, binary-class"  # MedMNIST's name of the one kind that is not "one class of several"
+
+ACCUMULATOR_BITS = 5  # signed, of the hidden layer
+MARGIN = 0.7  # share of the accumulator's range that training uses; the rest is for images never seen
+INPUT_BITS = 2
+HIDDEN_WEIGHT_BITS = 2  # signed and narrow: -1, 0, 1
+ACTIVATION_BITS = 2
+ACTIVATION_STEP = 3  # accumulator units; odd
+OUTPUT_WEIGHT_BITS = 3
+OUTPUT_WEIGHT_SCALE = 0.125
+
+BATCH = 128
+IMAGES = 600_000  # seen in one training
+RESTARTS = 3
+RATE = 4e-3
+PENALTY = 0.1
+
+Split = tuple[np.ndarray, np.ndarray]
+Progress = Callable[[float, str], None]
+
+
+# -- neutral network → brevitas ----------------------------------------------------------------------------------------
+
+
+def to_torch(network: Network) -> nn.Sequential:
+    """The brevitas module that computes `network`; concrete-ml imports exactly its integers and scales.
+
+    Raises NetworkError for a network that is not lowered to integers, or has a layer without integer counterpart.
+    """
+    if network.lowering != "integer":
+        raise NetworkError(f"a network lowered to {network.lowering!r} has no integers: train it with lowering integer")
+    modules: list[nn.Module] = []
+    layers = list(network.layers)
+    while layers:
+        layer = layers.pop(0)
+        if isinstance(layer, ReLU) and layers and isinstance(layers[0], Quantise):
+            modules.append(_activation(qnn.QuantReLU, layers.pop(0)))
+        elif isinstance(layer, Quantise):
+            modules.append(_activation(qnn.QuantIdentity, layer))
+        elif isinstance(layer, Linear | Conv2d):
+            modules.append(_affine(layer))
+        elif isinstance(layer, Flatten):
+            modules.append(nn.Flatten())
+        else:
+            raise NetworkError(f"layer {layer.type!r} is not supported in an integer network")
+    return nn.Sequential(*modules).eval()
+
+
+def _activation(kind: type[nn.Module], layer: Quantise) -> nn.Module:
+    base = Int8ActPerTensorFloat if layer.signed else Uint8ActPerTensorFloat
+    quantiser = _constant_scale(base, layer.scale, layer.bits, layer.range[1], narrow_range=layer.signed)
+    return kind(act_quant=quantiser, return_quant_tensor=True)
+
+
+def _affine(layer: Linear | Conv2d) -> nn.Module:
+    if layer.weight_bits is None or layer.weight_scale is None:
+        raise NetworkError(f"a {layer.type} layer has no weight_bits or no weight_scale: its weights are not integers")
+    largest = 2 ** (layer.weight_bits - 1) - 1
+    if np.abs(layer.weight / layer.weight_scale).max() > largest + 1e-3:
+        raise NetworkError(f"a {layer.type} layer has weights beyond {layer.weight_bits} bits")
+    quantiser = _constant_scale(
+        Int8WeightPerTensorFloat, layer.weight_scale, layer.weight_bits, largest, narrow_range=True
+    )
+    options: dict[str, Any] = {"bias": True, "weight_quant": quantiser}
+    if isinstance(layer, Linear):
+        module = qnn.QuantLinear(*layer.weight.shape[::-1], **options)
+    else:
+        outputs, per_group, *kernel = layer.weight.shape
+        module = qnn.QuantConv2d(
+            per_group * layer.groups, outputs, tuple(kernel),
+            stride=layer.stride, padding=layer.padding, groups=layer.groups, **options,
+        )
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(layer.weight))
+        module.bias.copy_(torch.from_numpy(layer.bias))
+    return module
+
+
+def _constant_scale(base: type, scale: float, bits: int, largest: int, narrow_range: bool) -> type:
+    """A quantiser with this scale; brevitas wants the threshold, which is that of the largest integer."""
+    return base.let(
+        bit_width=bits,
+        scaling_impl_type=ScalingImplType.CONST,
+        restrict_scaling_type=RestrictValueType.FP,
+        scaling_init=scale * largest,
+        narrow_range=narrow_range,
+    )
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def train_integer(
+    train: Split,
+    val: Split,
+    *,
+    model: str,
+    task: str,
+    kind: str,
+    input_shape: tuple[int, int, int],
+    outputs: int,
+    hidden: int,
+    seed: int,
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    progress: Progress | None = None,
+    images: int = IMAGES,
+) -> Network:
+    """`fcnn` with quantised inputs, weights and activations; the restart with the lowest validation loss is kept.
+
+    train, val: images (n, channels, height, width), float32 in [0, 1] or uint8; labels: class indices (n, 1), or
+        (n, labels) of 0 and 1 for a multi-label task, or soft labels, float (n, outputs).
+    kind: the task's kind as MedMNIST names it.
+    teacher: images in [0, 1] → logits; where given, the mean of its probabilities and the labels is learnt.
+    progress: called with the fraction done (0 … 1) and a line that says what is being done.
+    images: how many images each training sees.
+    """
+    recipe = _Recipe(kind, outputs, teacher)
+    pool = torch.from_numpy(train[0]), recipe.targets(*train, soften=True)
+    check = torch.from_numpy(val[0]), recipe.targets(*val, soften=False)
+    report = progress or (lambda fraction, text: None)
+    best, chosen = np.inf, None
+    for restart in range(RESTARTS):
+        torch.manual_seed(seed * 1000 + restart)
+        module = _initial(input_shape, hidden, outputs)
+        recipe.fit(
+            module, pool, images, lambda f, text, i=restart: report((i + f) / RESTARTS, f"restart {i + 1}, {text}")
+        )
+        with torch.no_grad():
+            score = recipe.loss(_forward(module, check[0])[0], check[1]).item()
+        if score < best:
+            best, chosen = score, module
+    report(1.0, f"validation loss {best:.3f}")
+    provenance = {"seed": seed, "images": images, "restarts": RESTARTS, "validation_loss": best,
+                  "brevitas": version("brevitas"), "torch": version("torch")}
+    return Network(model, task, "integer", input_shape, outputs, _export(chosen), provenance)
+
+
+def _initial(input_shape: tuple[int, int, int], hidden: int, outputs: int) -> nn.Sequential:
+    """The module to be trained: real weights behind the quantisers, biases rounded to the accumulator's unit."""
+    pixels = int(np.prod(input_shape))
+    input_scale = 1 / (2**INPUT_BITS - 1)
+    activation_scale = ACTIVATION_STEP * input_scale
+    layers = (
+        Flatten(),
+        Quantise(input_scale, INPUT_BITS),
+        Linear(np.zeros((hidden, pixels)), np.zeros(hidden), HIDDEN_WEIGHT_BITS, 1.0),
+        ReLU(),
+        Quantise(activation_scale, ACTIVATION_BITS),
+        Linear(np.zeros((outputs, hidden)), np.zeros(outputs), OUTPUT_WEIGHT_BITS, OUTPUT_WEIGHT_SCALE),
+    )
+    module = to_torch(Network("", "", "integer", input_shape, outputs, layers))
+    nn.init.normal_(module[2].weight, std=0.25)
+    nn.init.normal_(module[4].weight, std=OUTPUT_WEIGHT_SCALE)
+    nn.init.uniform_(module[2].bias, 0, 1)
+    for affine, unit in ((module[2], input_scale), (module[4], activation_scale * OUTPUT_WEIGHT_SCALE)):
+        parametrize.register_parametrization(affine, "bias", _Rounded(unit))
+    return module
+
+
+class _Rounded(nn.Module):
+    """Rounds to multiples of `unit`; the gradient passes (straight-through estimator)."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (torch.round(x / self.unit) * self.unit - x).detach()
+
+
+def _forward(module: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and the accumulators of the hidden layer in their unit."""
+    flatten, quantise, affine, activation, output = module
+    x = quantise(flatten(_unit_range(images)))
+    y = affine(x)
+    y = getattr(y, "value", y)
+    logits = output(activation(y))
+    return getattr(logits, "value", logits), y * (2**INPUT_BITS - 1)
+
+
+def _unit_range(images: torch.Tensor) -> torch.Tensor:
+    return images / 255 if images.dtype == torch.uint8 else images
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    kind: str
+    outputs: int
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None
+
+    @property
+    def multi_label(self) -> bool:
+        return self.kind == MULTI_LABEL
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.multi_label:
+            return functional.binary_cross_entropy_with_logits(logits, targets)
+        return functional.cross_entropy(logits, targets)
+
+    def targets(self, images: np.ndarray, labels: np.ndarray, soften: bool) -> torch.Tensor:
+        """Probabilities (n, outputs), mixed with the teacher's if `soften`."""
+        if labels.dtype.kind == "f" or self.multi_label:
+            targets = torch.from_numpy(labels).float()
+        else:
+            targets = functional.one_hot(torch.from_numpy(labels[:, 0]).long(), self.outputs).float()
+        if soften and self.teacher is not None:
+            with torch.no_grad():
+                parts = torch.from_numpy(images).split(BATCH)
+                logits = torch.cat([self.teacher(_unit_range(part)) for part in parts])
+            targets = (targets + (logits.sigmoid() if self.multi_label else logits.softmax(1))) / 2
+        return targets
+
+    def fit(
+        self, module: nn.Sequential, pool: tuple[torch.Tensor, torch.Tensor], images: int, progress: Progress
+    ) -> None:
+        """AdamW with a one-cycle schedule (Smith and Topin 2019), to its end."""
+        module.train()
+        size = min(BATCH, len(pool[0]))
+        steps = max(images, len(pool[0])) // size
+        optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
+        limit = 2 ** (ACCUMULATOR_BITS - 1) * MARGIN
+        for step in range(steps):
+            batch = torch.randint(len(pool[0]), (size,))
+            logits, accumulators = _forward(module, pool[0][batch])
+            excess = functional.relu(accumulators.abs() - limit)
+            value = self.loss(logits, pool[1][batch])
+            optimiser.zero_grad()
+            (value + PENALTY * excess.square().mean()).backward()
+            optimiser.step()
+            schedule.step()
+            if step % 50 == 0:
+                progress(step / steps, f"step {step} of {steps}, loss {value.item():.3f}")
+        module.eval()
+
+
+@torch.no_grad()
+def _export(module: nn.Sequential) -> tuple[Layer, ...]:
+    """The layers of the network description, in float64 from integers and scales."""
+    layers: list[Layer] = []
+    for part in module:
+        if isinstance(part, nn.Flatten):
+            layers.append(Flatten())
+        elif isinstance(part, qnn.QuantReLU | qnn.QuantIdentity):
+            if isinstance(part, qnn.QuantReLU):
+                layers.append(ReLU())
+            quantiser = part.act_quant
+            layers.append(Quantise(quantiser.scale().item(), int(quantiser.bit_width().item())))
+        else:
+            weight = part.quant_weight()
+            scale, bits = weight.scale.item(), int(weight.bit_width.item())
+            integers = torch.round(weight.value / scale).double().numpy()
+            layers.append(Linear(np.float32(integers * scale), part.bias.numpy().copy(), bits, scale))
+    return tuple(layers)
