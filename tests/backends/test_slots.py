@@ -1,0 +1,250 @@
+"""The packing engine: every layout against NumPy on random networks, and a sample of plans encrypted on each library."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backends import security
+from backends.api import BackendError, InsecureError, Job, MessageError
+from backends.slots import costs, packing, planner
+from backends.slots.blocks import Affine, Blocks, from_network
+from backends.slots.execute import Program, decrypt, encrypt
+from backends.slots.plan import Plan
+from backends.slots.simulator import Simulator
+from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
+
+LIBRARIES = ("ckks", "openfhe")
+SLOTS = 4096
+COSTS = dict.fromkeys(
+    "deserialise add add_plain multiply_plain multiply_scalar square relinearise conjugate rescale rotate_many_step "
+    "rotate_many_call rotate_sum_step rotate_sum_input rotate_sum_call".split(),
+    [1.0, 2.0],
+)
+
+
+def random_network(widths: tuple[int, ...], seed: int) -> tuple[Network, np.ndarray]:
+    """A network of linear layers and quadratic activations, and images for it."""
+    random = np.random.default_rng(seed)
+    layers: list = [Flatten()]
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        if index:
+            c1 = random.uniform(-0.5, 0.5, widths[index])
+            layers.append(Polynomial(np.array([c1 / 3, c1, random.uniform(0.1, 0.5, widths[index])])))
+        layers.append(Linear(random.normal(size=(outputs, inputs)) / np.sqrt(inputs), random.normal(size=outputs) / 4))
+    network = Network("random", "none", "polynomial", (1, 1, widths[0]), widths[-1], tuple(layers))
+    return network, random.uniform(0, 1, (8, 1, 1, widths[0]))
+
+
+def simulated(plan: Plan, images: np.ndarray) -> np.ndarray:
+    simulator = Simulator()
+    evaluator = simulator.evaluator(plan.parameters)
+    evaluator.keygen(plan.keys)  # from here a rotation without a key fails
+    program = Program(plan, evaluator, simulator.moduli(plan.parameters))
+    requests = [images] if plan.input.batched else list(images[:, None])
+    return np.concatenate(
+        [decrypt(plan, evaluator, program.run(encrypt(plan, evaluator, r)), program.scales[-1], len(r)) for r in requests]
+    )
+
+
+widths = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 2) | st.tuples(st.integers(1, 2000), st.integers(1, 300))
+three_layers = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(widths | three_layers, st.sampled_from(["single-stream", "offline"]), st.integers(0, 2**32 - 1))
+def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed: int) -> None:
+    network, images = random_network(shape, seed)
+    flat = images.reshape(len(images), -1)
+    blocks = from_network(network, images)
+    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, hoisting=bool(seed % 2))
+    np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    affine = Affine(random.normal(size=(outputs, inputs)), random.normal(size=outputs))
+    image = random.uniform(-1, 1, (1, inputs))
+    expected = image @ affine.weight.T + affine.bias
+    parameters = planner._parameters(2 * SLOTS, [inputs], 12)
+    output_slots = tuple(range(outputs))
+    candidates = list(packing.first_layer(affine, SLOTS, (2, 4)))
+    assert candidates
+    for request, step in candidates:
+        np.testing.assert_allclose(simulated(Plan(parameters, request, (step,), output_slots, 1.0), image), expected)
+
+    # the same map as a last layer, behind an input of every period that holds it
+    identity = Affine(np.eye(inputs), np.zeros(inputs))
+    if packing.power_of_two(inputs) <= 256:
+        request, first = next(packing.first_layer(identity, SLOTS, (2,)))
+        parameters = planner._parameters(2 * SLOTS, [inputs, inputs], 12)
+        for step, slots in packing.last_layer(affine, packing.power_of_two(inputs), SLOTS, (2, 8)):
+            result = simulated(Plan(parameters, request, (first, step), slots, 1.0), image)
+            np.testing.assert_allclose(result, image**2 @ affine.weight.T + affine.bias)
+
+
+def test_convolution_and_pooling_become_matrices() -> None:
+    random = np.random.default_rng(0)
+    network = Network(
+        "cnn",
+        "none",
+        "polynomial",
+        (3, 8, 8),
+        4,
+        (
+            Conv2d(random.normal(size=(6, 3, 3, 3)), random.normal(size=6), stride=2, padding=1),
+            Polynomial(random.uniform(0.2, 1, (3, 6))),
+            AvgPool2d(2, 2),
+            Flatten(),
+            Linear(random.normal(size=(4, 24)), random.normal(size=4)),
+        ),
+    )
+    images = random.uniform(size=(5, 3, 8, 8))
+    blocks = from_network(network, images)
+    assert len(blocks.affines) == 2
+    np.testing.assert_allclose(blocks.forward(images.reshape(5, -1)), network.forward(images))
+
+
+def test_intermediate_values_are_normalised() -> None:
+    network, images = random_network((50, 20, 3), 1)
+    blocks = from_network(network, images)
+    x = images.reshape(len(images), -1)
+    for index, affine in enumerate(blocks.affines):
+        x = (x if index == 0 else x * x) @ affine.weight.T + affine.bias
+        assert np.abs(x).max() <= 1
+
+
+def test_networks_that_ckks_cannot_run_are_refused_with_the_reason() -> None:
+    images = np.zeros((1, 1, 1, 4))
+    linear = Linear(np.ones((2, 4)), np.zeros(2))
+    with pytest.raises(BackendError, match="polynomial lowering"):
+        from_network(Network("x", "t", "float", (1, 1, 4), 2, (Flatten(), linear, ReLU())), images)
+    flat = Network("x", "t", "polynomial", (1, 1, 4), 2, (Flatten(), linear, Polynomial(np.array([0, 1.0, 0]))))
+    with pytest.raises(BackendError, match="quadratic"):
+        from_network(flat, images)
+    cubic = Network("x", "t", "polynomial", (1, 1, 4), 2, (Flatten(), linear, Polynomial(np.ones(4))))
+    with pytest.raises(BackendError, match="degree 2"):
+        from_network(cubic, images)
+
+
+def test_a_plan_survives_its_serialisation() -> None:
+    network, images = random_network((30, 10, 3), 2)
+    blocks, flat = from_network(network, images), images.reshape(8, -1)
+    for scenario in ("single-stream", "offline"):
+        plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario)
+        server, _ = Plan.from_bytes(plan.server_bytes())
+        client, extra = Plan.from_bytes(plan.client_bytes())
+        assert server.keys == plan.keys and tuple(extra["keys"]["rotations"]) == plan.keys.rotations
+        assert client.steps == () and client.scales([2**40] * 2, extra["steps"]) == plan.scales([2**40] * 2)
+        assert costs.request_ciphertexts(server) == costs.request_ciphertexts(plan)
+
+
+def test_objectives_trade_what_they_name() -> None:
+    network, images = random_network((784, 64, 9), 3)
+    blocks, flat = from_network(network, images), images.reshape(8, -1)
+    by = {o: planner.plan(blocks, Simulator(), COSTS, flat, objective=o) for o in ("server", "upload", "memory")}
+    ciphertexts = {o: costs.request_ciphertexts(plan) for o, plan in by.items()}
+    milliseconds = {o: sum(costs.predict_ms(plan, COSTS)) for o, plan in by.items()}
+    assert ciphertexts["upload"] == 1
+    assert milliseconds["server"] == min(milliseconds.values())
+    assert len(by["memory"].keys.rotations) <= len(by["server"].keys.rotations)
+
+
+def test_predicted_operations_are_the_executed_ones() -> None:
+    network, images = random_network((784, 64, 9), 4)
+    blocks, flat = from_network(network, images), images.reshape(8, -1)
+    plan = planner.plan(blocks, Simulator(), COSTS, flat)
+    predicted = sum(costs.operations(plan), costs.Operations())
+    simulator = Simulator()
+    program = Program(plan, simulator.evaluator(plan.parameters), simulator.moduli(plan.parameters))
+    program.run(encrypt(plan, simulator, flat[:1]))
+
+    def total(*names: str) -> int:
+        return sum(times for (_, name), times in predicted.items() if name in names)
+
+    for name in ("multiply_plain", "add_plain", "square", "relinearise", "rescale", "conjugate", "add"):
+        assert simulator.counts.get(name, 0) == total(name), name
+    assert simulator.counts["rotate"] == total("rotate_many_step", "rotate_sum_step")
+
+
+# -- the libraries ------------------------------------------------------------------------------------------------------
+
+
+def parties(backend: str, job: Job):  # noqa: ANN201
+    module = importlib.import_module(f"backends.{backend}")
+    prepared = module.Owner().prepare(job)
+    client, server = module.Client(), module.Server()
+    client.load(prepared.client)
+    server.load(prepared.server)
+    server.load_keys(client.keygen(0))
+    return prepared, client, server
+
+
+def answer(client, server, images: np.ndarray) -> np.ndarray:  # noqa: ANN001
+    request = client.serialise(client.encrypt(images))
+    response = server.serialise(server.infer(server.deserialise(request)))
+    return client.decrypt(client.deserialise(response))
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.tuples(st.integers(1, 900), st.integers(1, 100), st.integers(1, 12)), st.integers(0, 2**32 - 1))
+def test_an_encrypted_plan_computes_its_network(backend: str, shape: tuple[int, ...], seed: int) -> None:
+    network, images = random_network(shape, seed)
+    prepared, client, server = parties(backend, Job(network, calibration=images))
+    assert prepared.security["bits"] >= 128
+    for image in images[:2]:
+        assert np.abs(answer(client, server, image[None]) - network.forward(image[None])).max() < 1e-2
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_two_images_share_a_slot_offline(backend: str) -> None:
+    network, _ = random_network((12, 6, 2), 5)
+    images = np.random.default_rng(0).uniform(0, 1, (2 * SLOTS, 1, 1, 12))
+    prepared, client, server = parties(backend, Job(network, scenario="offline", calibration=images[:64]))
+    assert prepared.batch == 2 * SLOTS and "rotate" not in prepared.operations
+    assert np.abs(answer(client, server, images) - network.forward(images)).max() < 1e-2
+    assert answer(client, server, images[:5]).shape == (5, 2)
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_damaged_and_foreign_messages_are_refused(backend: str) -> None:
+    network, images = random_network((20, 8, 2), 6)
+    _, client, server = parties(backend, Job(network, calibration=images))
+    request = client.serialise(client.encrypt(images[:1]))
+    flipped = bytearray(request)
+    flipped[len(request) // 2] ^= 1
+    for damaged in (b"", request[:10], request[:-1], bytes(flipped), b"RES1" + request[4:], request + b"x"):
+        with pytest.raises(MessageError):
+            server.deserialise(damaged)
+    _, other, _ = parties(backend, Job(network, calibration=images))
+    with pytest.raises(MessageError, match="other keys"):
+        server.deserialise(other.serialise(other.encrypt(images[:1])))
+
+
+def test_security_is_looked_up_for_the_parameters_used() -> None:
+    description = {"ring_dimension": 8192, "secret": "uniform ternary"}
+    assert security.ckks(description | {"log2_qp": 218.0})["bits"] == 128
+    assert security.ckks(description | {"log2_qp": 150.0})["bits"] == 192
+    assert not security.ckks(description | {"log2_qp": 216.0})["meets_2024_guidelines"]
+    for insecure in ({"log2_qp": 218.5}, {"log2_qp": 100.0, "secret": "sparse ternary"}):
+        with pytest.raises(InsecureError, match="larger ring dimension"):
+            security.ckks(description | insecure)
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_parameters_below_128_bits_are_not_admissible(backend: str) -> None:
+    library = importlib.import_module(f"backends.{backend}").LIBRARY
+    parameters = planner._parameters(8192, [784, 64, 64, 64, 64], 12)
+    assert not library.admissible(parameters)
+
+
+def test_blocks_forward_is_the_scaled_network() -> None:
+    blocks = Blocks((Affine(np.eye(2), np.zeros(2)), Affine(np.ones((1, 2)), np.ones(1))), 3.0)
+    np.testing.assert_allclose(blocks.forward(np.array([[1.0, 2.0]])), [[18.0]])
