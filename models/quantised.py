@@ -47,6 +47,7 @@ PENALTY = 0.1
 
 Split = tuple[np.ndarray, np.ndarray]
 Progress = Callable[[float, str], None]
+Teacher = Callable[[np.ndarray], np.ndarray]  # images in [0, 1] → logits
 
 
 # -- neutral network → brevitas ----------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def train_integer(
     outputs: int,
     hidden: int,
     seed: int,
-    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    teacher: Teacher | None = None,
     progress: Progress | None = None,
     images: int = IMAGES,
 ) -> Network:
@@ -140,7 +141,7 @@ def train_integer(
     train, val: images (n, channels, height, width), float32 in [0, 1] or uint8; labels: class indices (n, 1), or
         (n, labels) of 0 and 1 for a multi-label task, or soft labels, float (n, outputs).
     kind: the task's kind as MedMNIST names it.
-    teacher: images in [0, 1] → logits; where given, the mean of its probabilities and the labels is learnt.
+    teacher: where given, the mean of its probabilities and the labels is learnt.
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
     images: how many images each training sees.
     """
@@ -216,7 +217,7 @@ def _unit_range(images: torch.Tensor) -> torch.Tensor:
 class _Recipe:
     kind: str
     outputs: int
-    teacher: Callable[[torch.Tensor], torch.Tensor] | None
+    teacher: Teacher | None
 
     @property
     def multi_label(self) -> bool:
@@ -234,9 +235,7 @@ class _Recipe:
         else:
             targets = functional.one_hot(torch.from_numpy(labels[:, 0]).long(), self.outputs).float()
         if soften and self.teacher is not None:
-            with torch.no_grad():
-                parts = torch.from_numpy(images).split(BATCH)
-                logits = torch.cat([self.teacher(_unit_range(part)) for part in parts])
+            logits = torch.from_numpy(self.teacher(_unit_range(torch.from_numpy(images)).numpy()))
             targets = (targets + (logits.sigmoid() if self.multi_label else logits.softmax(1))) / 2
         return targets
 
