@@ -45,7 +45,7 @@ class Task:
         ``ordinal-regression``; it decides the loss and the metrics.
     labels: class (or, multi-label, label) index → meaning.
     samples: split → number of images.
-    md5: of the data file.
+    md5: of the data file, "" for the embedded task.
     python_class: the class of the `medmnist` package that downloads it; "" for the embedded task.
     """
 
@@ -92,10 +92,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
+    """The three splits of a task."""
+
     task: Task
     train: Split
     val: Split
     test: Split
+    md5: str  # of the file that it was read from
 
 
 # scikit-learn's copy of the test set of the UCI "Optical Recognition of Handwritten Digits" data.
@@ -248,7 +251,7 @@ def _read(task: Task, path: Path) -> Dataset:
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Dataset(task, *(split(name) for name in SPLITS))
+            return Dataset(task, *(split(name) for name in SPLITS), md5=task.md5)
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path} is not the 28×28 file of {task.name}: {error}; download it from {task.url}") from error
 
@@ -280,7 +283,7 @@ def _download(task: Task) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=".download-"))
         except OSError as error:
-            raise DataError(_missing(task, f"{address} cannot be reached or the cache not written ({error})")) from error
+            raise DataError(_missing(task, f"no answer from {address}, or no cache folder ({error})")) from error
         import medmnist
 
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # it prints; stdout may be someone's JSON
@@ -335,4 +338,6 @@ def _load_digits(task: Task) -> Dataset:
 
     rest, test = divide(np.arange(len(labels)), task.samples["test"])
     train, val = divide(rest, task.samples["val"])
-    return Dataset(task, *(Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test)))
+    splits = (Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test))
+    path = _digits_file()
+    return Dataset(task, *splits, md5=_md5(path) if path else "")

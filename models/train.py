@@ -1,24 +1,67 @@
-"""Training: one recipe for every task, decided by the task's description and by its validation split alone."""
+"""Training: one recipe for every task. It sees the description of the task and the train and validation splits.
+
+1. Teachers (`models.teacher`) are trained on the training split with augmentation.
+2. A pool of augmented views of the training split is made, each with a soft label: a mixture of the true label and
+   of the teachers' probabilities.
+3. For each lowering, `RESTARTS` students are trained on the pool; the one with the lowest validation loss is kept.
+4. Logit adjustment: the prior that the network learnt from its training set is taken back, ``τ · log(prior)`` less in
+   each output's bias (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021), because prevalence differs
+   between hospitals, while validation is a sample of the same one as training. τ = 1 takes all of it back; chosen is
+   the largest τ whose validation accuracy is within one standard error of the best (the one-standard-error rule of
+   Breiman et al., "Classification and regression trees", 1984, section 3.4.3).
+
+"Validation" in 3 and 4 means the validation images and augmented views of them, since some splits are small.
+The test split is evaluated once, for the provenance.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
-
+from torch import nn
 from torch.nn import functional
 
 from models import fcnn
-from models.network import LOWERINGS, Network
-from models.tasks import Dataset, Split, Task, normalise, scores
+from models.augment import augment
+from models.network import LOWERINGS, Layer, Linear, Network, Quantise
+from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
+from models.teacher import Teacher
+
+# Each is a torch module made with (input_shape, outputs, lowering) that has `export() -> tuple[Layer, ...]`.
+# The names are those of `models.zoo.MODELS`.
+ARCHITECTURES = {
+    "fcnn": fcnn.Fcnn,
+}
 
 Progress = Callable[[float, str], None]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+TEACHERS = 2
+RESTARTS = 3
 BATCH = 128
+TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
+POOL_IMAGES = 60_000
+STUDENT_IMAGES = 400_000
+VALIDATION_IMAGES = 2_000
+HARD = 0.3  # share of the true label in a soft label
+ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """images: (n, channels, 28, 28) uint8. targets: (n, outputs) probabilities."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def train(
@@ -28,92 +71,235 @@ def train(
     lowerings: Sequence[str] = LOWERINGS,
     seed: int = 0,
     progress: Progress | None = None,
+    budget: float = 1.0,
 ) -> dict[str, Network]:
     """One trained network for each lowering.
 
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
+    budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     """
+    title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
+
+    def part(start: float, end: float, name: str) -> Progress:
+        return lambda fraction, text: report(start + fraction * (end - start), f"{title} · {name}: {text}")
+
+    recipe = Recipe(task, seed, budget)
+    teachers = recipe.teachers(dataset.train, part(0, 0.4, "teacher"))
+    report(0.4, f"{title}: augmented views")
+    pool = recipe.views(dataset.train, POOL_IMAGES, teachers)
+    validation = recipe.views(dataset.val, VALIDATION_IMAGES)
     networks = {}
     for index, lowering in enumerate(lowerings):
-
-        def step(fraction: float, text: str, index: int = index, lowering: str = lowering) -> None:
-            report((index + fraction) / len(lowerings), f"{model} · {task.name} · {lowering}: {text}")
-
+        start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
+        step = part(start, end, lowering)
         if lowering == "integer":
-            networks[lowering] = _integer(model, task, dataset, seed, step)
+            network = _integer(model, recipe, pool, validation, step)
         else:
-            networks[lowering] = _real(model, task, dataset, lowering, seed, step)
-    report(1.0, f"{model} · {task.name}: trained")
+            network = recipe.student(model, lowering, pool, validation, step)
+        network, adjustment = adjusted(network, dataset, validation)
+        networks[lowering] = _described(network, task, dataset, recipe, adjustment)
+    report(1.0, f"{title}: trained")
     return networks
 
 
-def _integer(model: str, task: Task, dataset: Dataset, seed: int, progress: Progress) -> Network:
-    from models.quantised import train_integer  # brevitas, which is slow to import
+@dataclass(frozen=True)
+class Recipe:
+    """Steps 1 to 3 for one task and seed; `budget` scales how many images are seen."""
 
+    task: Task
+    seed: int
+    budget: float
+
+    def generator(self, use: int) -> torch.Generator:
+        """Random numbers of their own for each use, so that one more lowering or restart changes no other."""
+        return torch.Generator().manual_seed(self.seed * 1000 + use)
+
+    def teachers(self, split: Split, progress: Progress) -> list[nn.Module]:
+        data = Labelled(torch.from_numpy(split.images), _one_hot(self.task, split.labels))
+        return [
+            self.fit(
+                lambda: Teacher(self.task.channels, self.task.outputs),
+                data,
+                images=TEACHER_IMAGES,
+                rate=4e-3,
+                decay=0.05,
+                use=index,
+                augmented=True,
+                progress=lambda f, text, i=index: progress((i + f) / TEACHERS, text),
+            )
+            for index in range(TEACHERS)
+        ]
+
+    def views(self, split: Split, images: int, teachers: Sequence[nn.Module] = ()) -> Labelled:
+        """The split itself and as many augmented copies as `images` allows, softly labelled if there are teachers."""
+        generator = self.generator(100 + len(teachers))
+        original, labels = torch.from_numpy(split.images), _one_hot(self.task, split.labels)
+        copies = [original]
+        for _ in range(int(images * self.budget) // len(split) - 1):
+            views = [augment(part / 255, generator) for part in original.split(BATCH)]
+            copies.append((torch.cat(views) * 255).round().to(torch.uint8))
+        pool, targets = torch.cat(copies), labels.repeat(len(copies), 1)
+        if teachers:
+            logits = torch.cat([_logits(teachers, part / 255) for part in pool.split(BATCH)])
+            opinions = logits.sigmoid() if self.task.multi_label else logits.softmax(1)
+            targets = HARD * targets + (1 - HARD) * opinions
+        return Labelled(pool, targets)
+
+    def student(
+        self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress
+    ) -> Network:
+        """The float or polynomial network."""
+        loss, best = _loss(self.task), (np.inf, None)
+        for restart in range(RESTARTS):
+            module = self.fit(
+                lambda: ARCHITECTURES[model](self.task.input_shape, self.task.outputs, lowering),
+                pool,
+                images=STUDENT_IMAGES,
+                rate=2e-3,
+                decay=0.5,
+                use=200 + restart,
+                augmented=False,
+                progress=lambda f, text, i=restart: progress((i + f) / RESTARTS, text),
+            )
+            with torch.no_grad():
+                score = loss(module(validation.images / 255), validation.targets).item()
+            if score < best[0]:
+                best = score, module
+        layers = best[1].export()
+        return Network(model, self.task.name, lowering, self.task.input_shape, self.task.outputs, layers)
+
+    def fit(
+        self,
+        build: Callable[[], nn.Module],
+        data: Labelled,
+        *,
+        images: int,
+        rate: float,
+        decay: float,
+        use: int,
+        augmented: bool,
+        progress: Progress,
+    ) -> nn.Module:
+        """AdamW with a one-cycle schedule (Smith and Topin 2019), to its end: no epoch is picked."""
+        torch.manual_seed(self.seed * 1000 + use)  # initial weights, dropout
+        module, generator, loss = build().train(), self.generator(use), _loss(self.task)
+        steps = max(int(images * self.budget), len(data)) // min(BATCH, len(data))
+        optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
+        for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
+            views = data.images[batch] / 255
+            value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            schedule.step()
+            if step % 50 == 0:
+                progress(step / steps, f"step {step} of {steps}, loss {value.item():.3f}")
+        return module.eval()
+
+
+def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[Network, float]:
+    """The network with its output bias adjusted for the classes' frequencies, and the τ that was chosen (step 4).
+
+    validation: the validation split and views of it. The standard error is that of the split: views are no new images.
+    """
+    task, images = dataset.task, len(dataset.val)
+    if task.multi_label:  # each label has an answer of its own; no class competes with another
+        return network, 0.0
+    logits = network.forward(validation.images.numpy() / 255)
+    labels = validation.targets.argmax(1).numpy()
+    counts = np.bincount(dataset.train.labels[:, 0], minlength=task.outputs) + 1.0
+    shift = -np.log(counts / counts.sum())
+    shift -= shift.mean()
+
+    *body, last = network.layers
+    assert isinstance(last, Linear)
+    # The bias of an integer network stays a multiple of its accumulator's unit.
+    unit = next((layer.scale for layer in reversed(body) if isinstance(layer, Quantise)), 1) * (last.weight_scale or 0)
+    shifts = [np.round(tau * shift / unit) * unit if unit else tau * shift for tau in ADJUSTMENTS]
+    accuracy = np.array([np.mean((logits + shift).argmax(1) == labels) for shift in shifts])
+    best = accuracy.max()
+    chosen = int(np.flatnonzero(accuracy >= best - np.sqrt(best * (1 - best) / images))[-1])
+    bias = (last.bias + shifts[chosen]).astype(np.float32)
+    layers: tuple[Layer, ...] = (*body, dataclasses.replace(last, bias=bias))
+    return dataclasses.replace(network, layers=layers), float(ADJUSTMENTS[chosen])
+
+
+def _integer(model: str, recipe: Recipe, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
+    from models.quantised import IMAGES, train_integer  # brevitas, which is slow to import
+
+    task = recipe.task
     return train_integer(
-        (normalise(dataset.train.images), dataset.train.labels),
-        (normalise(dataset.val.images), dataset.val.labels),
+        (pool.images.numpy(), pool.targets.numpy()),
+        (validation.images.numpy(), validation.targets.numpy()),
         model=model,
         task=task.name,
         kind=task.kind,
         input_shape=task.input_shape,
         outputs=task.outputs,
         hidden=fcnn.HIDDEN,
-        seed=seed,
+        seed=recipe.seed,
         progress=progress,
+        images=int(IMAGES * recipe.budget),
     )
 
 
-def _real(model: str, task: Task, dataset: Dataset, lowering: str, seed: int, progress: Progress) -> Network:
-    torch.manual_seed(seed)
-    rng = torch.Generator().manual_seed(seed)
-    images, labels = _tensors(dataset.train)
-    val_images, val_labels = _tensors(dataset.val)
-    module = fcnn.Fcnn(task.input_shape, task.outputs, lowering, dropout=0.2)
-    loss = _loss(task)
-    epochs = int(np.clip(200_000 / len(images), 5, 60))
-    optimiser = torch.optim.AdamW(module.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
-    best, state = np.inf, module.state_dict()
-    for epoch in range(epochs):
-        module.train()
-        for batch in torch.randperm(len(images), generator=rng).split(BATCH):
-            if len(batch) < 2:  # batch normalisation needs two
-                continue
-            optimiser.zero_grad()
-            loss(module(images[batch]), labels[batch]).backward()
-            optimiser.step()
-        schedule.step()
-        module.eval()
-        with torch.no_grad():
-            val_loss = loss(module(val_images), val_labels).item()
-        if val_loss < best:
-            best, state = val_loss, {k: v.clone() for k, v in module.state_dict().items()}
-        progress((epoch + 1) / epochs, f"epoch {epoch + 1} of {epochs}, validation loss {val_loss:.3f}")
-    module.load_state_dict(state)
-    network = Network(model, task.name, lowering, task.input_shape, task.outputs, module.eval().export())
-    provenance = {"seed": seed, "epochs": epochs, "val": evaluate(network, dataset.val, task.kind),
-                  "test": evaluate(network, dataset.test, task.kind)}
-    return Network(model, task.name, lowering, task.input_shape, task.outputs, network.layers, provenance)
-
-
-def _tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(normalise(split.images)), torch.from_numpy(split.labels)
-
-
-def _loss(task: Task) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    if task.multi_label:
-        return lambda logits, labels: functional.binary_cross_entropy_with_logits(logits, labels.float())
-    return lambda logits, labels: functional.cross_entropy(logits, labels[:, 0])
+def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:
+    """The network with its provenance: what a person needs to make it again, and how good it was."""
+    provenance = {
+        "recipe": "distillation from convolutional teachers on augmented views: see models/train.py",
+        "seed": recipe.seed,
+        "budget": recipe.budget,
+        "teachers": TEACHERS,
+        "restarts": RESTARTS,
+        "images_seen": {"teacher": TEACHER_IMAGES, "student": STUDENT_IMAGES},
+        "selection": "lowest loss on the validation split and augmented views of it",
+        "logit_adjustment": round(adjustment, 2),
+        "validation": evaluate(network, dataset.val, task.kind),
+        "test": evaluate(network, dataset.test, task.kind),
+        "data_md5": dataset.md5,
+        "threads": torch.get_num_threads(),  # the order of sums, and so the last bits, depend on it
+        "versions": {name: version(name) for name in ("torch", "numpy", "medmnist", "scikit-learn")},
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+    return dataclasses.replace(network, provenance=provenance | network.provenance)
 
 
 def evaluate(network: Network, split: Split, kind: str) -> dict[str, float]:
+    """MedMNIST's two metrics: ACC, and AUC averaged over classes or labels (absent ones left out)."""
+    from sklearn.metrics import roc_auc_score
+
     logits = network.forward(normalise(split.images))
-    return {"accuracy": accuracy(kind, logits, split.labels), "n": len(split)}
+    if kind == MULTI_LABEL:
+        truth, correct = split.labels, (logits > 0) == split.labels
+    else:
+        truth, correct = np.eye(network.outputs, dtype=int)[split.labels[:, 0]], logits.argmax(1) == split.labels[:, 0]
+    given = scores(kind, logits)
+    areas = [roc_auc_score(t, s) for t, s in zip(truth.T, given.T, strict=True) if 0 < t.sum() < len(t)]
+    return {"accuracy": float(np.mean(correct)), "auc": float(np.mean(areas)), "images": len(split)}
 
 
-def accuracy(kind: str, logits: np.ndarray, labels: np.ndarray) -> float:
-    if labels.shape[1] > 1:
-        return float(np.mean((logits > 0) == labels))
-    return float(np.mean(logits.argmax(1) == labels[:, 0]))
+def _logits(modules: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:
+    """Mean logits (n, outputs) of an ensemble; images float in [0, 1]."""
+    with torch.no_grad():
+        return torch.cat([torch.stack([m(part) for m in modules]).mean(0) for part in images.split(BATCH)])
+
+
+def _one_hot(task: Task, labels: np.ndarray) -> torch.Tensor:
+    if task.multi_label:
+        return torch.from_numpy(labels).float()
+    return functional.one_hot(torch.from_numpy(labels[:, 0]), task.outputs).float()
+
+
+def _loss(task: Task) -> Loss:
+    """Cross entropy against probabilities: over classes, or for each label alone."""
+    return functional.binary_cross_entropy_with_logits if task.multi_label else functional.cross_entropy
+
+
+def _batches(count: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Endless batches of indices, each pass in a new order; a last batch that is not full is left out."""
+    while True:
+        for batch in torch.randperm(count, generator=generator).split(BATCH):
+            if len(batch) == min(BATCH, count):
+                yield batch

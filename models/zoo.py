@@ -14,6 +14,7 @@ from models.tasks import Dataset, Task
 if TYPE_CHECKING:
     from models.network import Network
 
+# Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
 }
@@ -67,7 +68,8 @@ def train(
 
 def is_trained(model: str, task: Task) -> bool:
     """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
-    return all(_find(model, task, lowering) is not None for lowering in ("float", "polynomial", "integer"))
+    lowerings = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
+    return all(_find(model, task, lowering) is not None for lowering in lowerings)
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:

@@ -1,0 +1,151 @@
+"""Training: right shapes for each kind of task, learns, repeats itself, and never looks at the test split to choose."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from models import fcnn, tasks, train, zoo
+from models.augment import augment
+from models.network import Linear, Network, Polynomial
+from models.tasks import Dataset, Split
+
+REAL = ("float", "polynomial")
+BUDGET = 0.02  # of the recipe: seconds
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return tasks.load(tasks.task("digits"))
+
+
+def relabelled(digits: Dataset, kind: str, channels: int, outputs: int, label) -> Dataset:
+    """The digits as a task of another kind."""
+    task = dataclasses.replace(
+        digits.task, name="other", kind=kind, channels=channels, labels={i: str(i) for i in range(outputs)}
+    )
+    splits = (
+        Split(np.repeat(s.images, channels, axis=1)[:256], label(s.labels)[:256])
+        for s in (digits.train, digits.val, digits.test)
+    )
+    return Dataset(task, *splits, md5="")
+
+
+def bits(labels):
+    return labels >> np.arange(4) & 1
+
+
+CASES = [
+    ("multi-class", 1, 10, lambda d: d, 0.5),
+    ("binary-class", 1, 2, lambda d: d % 2, 0.65),
+    ("ordinal-regression", 3, 5, lambda d: d // 2, 0.4),
+    (tasks.MULTI_LABEL, 1, 4, bits, 0.72),  # all answers "no": 0.62
+]
+
+
+@pytest.mark.parametrize("kind, channels, outputs, label, least", CASES, ids=[case[0] for case in CASES])
+def test_learns_each_kind(digits, kind, channels, outputs, label, least):
+    data = relabelled(digits, kind, channels, outputs, label)
+    heard = []
+    trained = train.train("fcnn", data.task, data, REAL, progress=lambda *said: heard.append(said), budget=BUDGET)
+    assert list(trained) == list(REAL)
+    for lowering, network in trained.items():
+        assert (network.lowering, network.task, network.model) == (lowering, "other", "fcnn")
+        assert network.input_shape == (channels, 28, 28)
+        shapes = [layer.weight.shape for layer in network.layers if isinstance(layer, Linear)]
+        assert shapes == [(64, channels * 784), (outputs, 64)]
+        assert network.provenance["test"]["accuracy"] > least
+        assert network.provenance["test"]["images"] == len(data.test)
+    fractions = [fraction for fraction, _ in heard]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert all(isinstance(text, str) and "other" in text for _, text in heard)
+
+
+def test_same_seed_same_weights_whatever_the_test_split(digits):
+    small = relabelled(digits, "multi-class", 1, 10, lambda d: d)
+    other = dataclasses.replace(small, test=Split(255 - small.test.images, 9 - small.test.labels))
+    once, again = (train.train("fcnn", d.task, d, ("polynomial",), budget=0.01)["polynomial"] for d in (small, other))
+    different = train.train("fcnn", small.task, small, ("polynomial",), seed=1, budget=0.01)["polynomial"]
+    assert once.sha256 == again.sha256
+    assert once.provenance["test"] != again.provenance["test"]
+    assert once.sha256 != different.sha256
+
+
+@pytest.mark.parametrize("lowering", REAL)
+def test_export_computes_what_was_trained(lowering):
+    torch.manual_seed(0)
+    module = fcnn.Fcnn((3, 28, 28), 5, lowering)
+    images = torch.rand(40, 3, 28, 28)
+    for _ in range(20):  # so that the batch statistics are not those of a new module
+        module(images)
+    if lowering == "polynomial":
+        with torch.no_grad():
+            module.activation.coefficients.normal_()
+    module.eval()
+    network = Network("fcnn", "t", lowering, (3, 28, 28), 5, module.export())
+    with torch.no_grad():
+        expected = module(images).numpy()
+    assert np.abs(network.forward(images.numpy()) - expected).max() < 1e-4 * np.abs(expected).max()
+    arrays = [a for layer in network.layers for a in vars(layer).values() if isinstance(a, np.ndarray)]
+    assert {a.dtype for a in arrays} == {np.dtype(np.float32)}
+
+
+def test_polynomial_starts_as_the_least_squares_fit_of_relu():
+    start = fcnn.Quadratic(1).coefficients.detach().numpy()[:, 0]
+    x = np.random.default_rng(0).standard_normal(400_000)
+    best = np.polynomial.polynomial.polyfit(x, np.maximum(x, 0), 2)
+    assert start == pytest.approx(best, abs=0.01)
+
+
+def test_adjustment_takes_the_prior_back_only_as_far_as_validation_allows():
+    # A logit that is the class's log prior alone says nothing of the image: taking all of it back costs accuracy, …
+    prior = np.array([0.9, 0.1])
+    bias = np.log(prior).astype(np.float32)
+    images = np.zeros((1000, 1, 28, 28), np.uint8)
+    labels = (np.arange(1000) % 10 == 0).astype(np.int64)[:, None]
+    images[labels[:, 0] == 1, 0, 0, 0] = 255
+    task = dataclasses.replace(tasks.DIGITS, name="t", kind="binary-class", labels={0: "a", 1: "b"})
+    split = Split(images, labels)
+    data = Dataset(task, split, split, split, md5="")
+    validation = train.Labelled(torch.from_numpy(images), torch.eye(2)[labels[:, 0]])
+
+    def network(weight):
+        first = np.zeros((2, 784), np.float32)
+        first[1, 0] = weight
+        return Network("m", "t", "float", (1, 28, 28), 2, (train_flatten(), Linear(first, bias)))
+
+    from models.network import Flatten as train_flatten
+
+    sure, tau = train.adjusted(network(5.0), data, validation)
+    assert tau == 1  # … while an image that speaks for itself needs no prior.
+    assert np.diff(sure.layers[-1].bias) == pytest.approx(0, abs=0.01)
+    _, tau = train.adjusted(network(-0.5), data, validation)
+    assert 0 < tau < 1 or tau == 1
+    wrong = Split(images, np.zeros_like(labels))
+    contrary = train.Labelled(validation.images, torch.eye(2)[wrong.labels[:, 0]])
+    _, tau = train.adjusted(network(1.0), dataclasses.replace(data, val=wrong), contrary)
+    assert tau == pytest.approx(0.5)  # at 0.6 the rare class would win in 100 of 1000 images
+
+
+def test_views_stay_in_range_and_differ():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(8, 3, 28, 28)
+    views = augment(images, generator)
+    assert views.shape == images.shape
+    assert views.min() >= 0
+    assert views.max() <= 1
+    assert not torch.equal(augment(images, generator), views)
+    flat = augment(torch.full((4, 1, 28, 28), 0.5), generator)
+    assert torch.allclose(flat, flat[:, :, :1, :1].expand_as(flat), atol=1e-6)  # no dark border
+
+
+def test_each_model_has_an_architecture():
+    assert set(train.ARCHITECTURES) == set(zoo.MODELS)
+
+
+def test_quadratic_layer_is_per_channel():
+    layers = fcnn.Fcnn((1, 28, 28), 2, "polynomial").eval().export()
+    assert isinstance(layers[2], Polynomial)
+    assert layers[2].coefficients.shape == (3, 64)

@@ -1,0 +1,152 @@
+"""The zoo: shipped, cached or trained; shipped weights are as good as their own JSON says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from models import tasks, train, zoo
+from models.network import LOWERINGS, Flatten, Linear, Network, NetworkError, Polynomial, Quantise
+
+SHIPPED = sorted(zoo.SHIPPED.glob("*/*.json"))
+
+
+def small(lowering="polynomial", task="digits", seed=0):
+    rng = np.random.default_rng(seed)
+    layers = (
+        Flatten(),
+        Linear(rng.normal(size=(4, 784)).astype(np.float32), rng.normal(size=4).astype(np.float32)),
+        Polynomial(rng.normal(size=(3, 4)).astype(np.float32)),
+        Quantise(scale=0.25, bits=6, signed=True),
+        Linear(rng.normal(size=(10, 4)), rng.normal(size=10), weight_bits=4, weight_scale=0.5),
+    )
+    return Network("fcnn", task, lowering, (1, 28, 28), 10, layers, {"seed": seed})
+
+
+@pytest.fixture
+def unshipped(tmp_path, monkeypatch):
+    """No shipped weights and an empty cache; training is counted and instant."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "shipped")
+    calls = []
+
+    def instant(model, task, dataset, *, seed=0, progress=None):
+        calls.append((model, task.name, seed))
+        return {lowering: small(lowering, task.name, seed) for lowering in LOWERINGS}
+
+    monkeypatch.setattr(train, "train", instant)
+    return calls
+
+
+def test_trains_once_for_all_lowerings_then_reads_the_cache(unshipped):
+    task = tasks.task("digits")
+    assert not zoo.is_trained("fcnn", task)
+    trained = zoo.network("fcnn", task, "polynomial")
+    assert zoo.is_trained("fcnn", task)
+    for lowering in LOWERINGS:
+        assert zoo.network("fcnn", task, lowering).lowering == lowering
+    assert zoo.network("fcnn", task, "polynomial").sha256 == trained.sha256
+    assert unshipped == [("fcnn", "digits", 0)]
+    assert not list(tasks.user_cache().rglob(".saving-*"))
+
+
+def test_shipped_weights_come_before_the_cache(unshipped):
+    task = tasks.task("digits")
+    zoo.train("fcnn", task, tasks.load(task), seed=1)
+    shipped = small(seed=2)
+    shipped.save(zoo.SHIPPED / "fcnn" / "digits.polynomial")
+    assert zoo.network("fcnn", task, "polynomial").sha256 == shipped.sha256
+    assert zoo.network("fcnn", task, "float").provenance == {"seed": 1}
+
+
+def test_half_a_network_is_none(unshipped):
+    task = tasks.task("digits")
+    zoo.network("fcnn", task, "float")
+    next(tasks.user_cache().rglob("digits.float.json")).unlink()
+    assert not zoo.is_trained("fcnn", task)
+
+
+def test_unknown_model_lists_the_known():
+    task = tasks.task("digits")
+    for call in (lambda: zoo.network("fcn", task, "float"), lambda: zoo.is_trained("fcn", task)):
+        with pytest.raises(zoo.UnknownModel, match="unknown model 'fcn': choose from fcnn"):
+            call()
+
+
+def test_task_without_data_is_not_trained(unshipped, tmp_path, monkeypatch):
+    monkeypatch.delenv(tasks.DATA_DIR_VARIABLE, raising=False)
+    monkeypatch.setattr(tasks, "_probe", lambda address: (_ for _ in ()).throw(OSError("no network in tests")))
+    with pytest.raises(tasks.DataError, match="no data for bloodmnist"):
+        zoo.network("fcnn", tasks.task("bloodmnist"), "float")
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_and_messages_keep_every_bit(tmp_path):
+    network = small()
+    network.save(tmp_path / "deep" / "net")
+    images = np.random.default_rng(1).random((5, 1, 28, 28), np.float32)
+    for copy in (Network.load(tmp_path / "deep" / "net"), Network.from_bytes(network.to_bytes())):
+        assert copy.sha256 == network.sha256
+        assert copy.provenance == network.provenance
+        assert np.array_equal(copy.forward(images), network.forward(images))
+
+
+def test_identity_is_of_the_computation_not_of_its_history():
+    network, other = small(), small()
+    other.provenance["seed"] = 5
+    assert network.sha256 == other.sha256
+    other.layers[1].bias[0] += 1
+    assert network.sha256 != other.sha256
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "json", "other weights", "missing layer"])
+def test_damaged_files_are_refused(tmp_path, damage):
+    network = small()
+    network.save(tmp_path / "net")
+    weights, header = tmp_path / "net.safetensors", tmp_path / "net.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "json":
+        header.write_text(header.read_text()[:-20])
+    elif damage == "other weights":
+        Network("fcnn", "digits", "float", (1, 28, 28), 784, (Flatten(),)).save(tmp_path / "other")
+        weights.write_bytes((tmp_path / "other.safetensors").read_bytes())
+    else:
+        values = json.loads(header.read_text())
+        del values["layers"][1]
+        header.write_text(json.dumps(values))
+    with pytest.raises(NetworkError, match="delete it and train again"):
+        Network.load(tmp_path / "net")
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------------------
+
+
+def test_all_lowerings_of_three_tasks_are_shipped():
+    found = {path.name.removesuffix(".json") for path in SHIPPED if path.parent.name == "fcnn"}
+    assert found == {f"{t}.{low}" for t in ("breastmnist", "pneumoniamnist", "digits") for low in LOWERINGS}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_weights_reach_what_they_state(path):
+    network = Network.load(path.with_suffix(""))
+    assert path.stem == f"{network.task}.{network.lowering}"
+    task = tasks.task(network.task)
+    assert (network.input_shape, network.outputs) == (task.input_shape, task.outputs)
+    if tasks.find(task) is None:
+        pytest.skip(f"no file of {task.name} on this machine")
+    data = tasks.load(task, download=False)
+    for name, split in (("validation", data.val), ("test", data.test)):
+        stated, found = network.provenance[name], train.evaluate(network, split, task.kind)
+        assert found["images"] == stated["images"]
+        assert found["accuracy"] == pytest.approx(stated["accuracy"], abs=1.01 / len(split))  # ties at other BLAS
+        assert found["auc"] == pytest.approx(stated["auc"], abs=1e-3)
+    if network.lowering == "polynomial":  # the range in which CKKS is precise
+        images = tasks.normalise(data.test.images)
+        hidden = network.layers[1](network.layers[0](images.astype(float)))
+        assert np.abs(hidden).max() < 8
+        assert np.abs(network.forward(images)).max() < 30
