@@ -1,0 +1,48 @@
+"""The `clear` backend with a fault in it, named by the variant. No FHE library: it tests the harness end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+
+import numpy as np
+
+from backends import clear
+from backends.api import InsecureError, Job, Prepared
+
+Client = clear.Client
+
+
+class Owner:
+    def prepare(self, job: Job) -> Prepared:
+        if job.variant == "insecure":
+            raise InsecureError("ring dimension 1024 with log2(QP) = 200 is below 128 bits; use a larger ring dimension")
+        prepared = clear.Owner().prepare(job)
+        return dataclasses.replace(prepared, server=job.variant.encode().ljust(16) + prepared.server)
+
+
+class Server(clear.Server):
+    def load(self, artifact: bytes) -> None:
+        self._variant = artifact[:16].decode().strip()
+        super().load(artifact[16:])
+
+    def infer(self, ciphertexts: np.ndarray) -> np.ndarray:
+        logits = super().infer(ciphertexts)
+        match self._variant:
+            case "slow":
+                time.sleep(0.05 * len(ciphertexts))
+            case "hang":
+                time.sleep(3600)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "oom":
+                raise MemoryError("cannot allocate 1 TiB")
+            case "error":
+                raise RuntimeError("the library failed")
+            case "wrong":
+                return -logits
+            case "nan":
+                return logits * np.nan
+        return logits

@@ -1,0 +1,160 @@
+"""One role of one backend in a process of its own: ``python -m backends.party FD ROLE MODULE THREADS MEMORY``.
+
+It executes the calls that the harness sends over the socket FD, one at a time, and answers each with what it cost:
+wall time, CPU time of all threads and children, and the peak resident memory during the call. Objects (ciphertexts)
+stay here between calls; only bytes go out. It needs the standard library and NumPy beside the backend's own library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backends import api, wire
+from models.network import Network
+
+PR_SET_PDEATHSIG = 1
+
+
+class Role:
+    """Holds the backend's object and whatever the last call produced."""
+
+    def __init__(self, role: str, module: str) -> None:
+        self._target = getattr(importlib.import_module(module), role.capitalize())()
+        self._value: Any = None
+
+    def call(self, name: str, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], wire.Message]:
+        """The prepared call, so that only the backend's own work is timed; it returns a closure for the reply."""
+        return getattr(self, f"_{name}")(header, blobs)
+
+    # Each method unpacks its arguments first and returns the function to be timed. What that returns builds the reply.
+
+    def _prepare(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        job = api.Job(
+            network=Network.from_bytes(blobs["network"]),
+            calibration=wire.array_from_bytes(blobs["calibration"]),
+            **header["job"],
+        )
+        return lambda: self._prepared(self._target.prepare(job))
+
+    @staticmethod
+    def _prepared(p: api.Prepared) -> wire.Message:
+        names = ("batch", "parameters", "security", "operations", "notes")
+        return wire.Message({n: getattr(p, n) for n in names}, {"client": p.client, "server": p.server})
+
+    def _load(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: self._done(self._target.load(blobs["artifact"]))
+
+    def _keygen(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: wire.Message({}, self._target.keygen(header["seed"]))
+
+    def _load_keys(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: self._done(self._target.load_keys(blobs))
+
+    def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        images = wire.array_from_bytes(blobs["images"])
+        return lambda: self._keep(self._target.encrypt(images))
+
+    def _infer(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        value = self._value
+        return lambda: self._keep(self._target.infer(value))
+
+    def _serialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        value = self._value
+        return lambda: wire.Message({}, {"message": self._target.serialise(value)})
+
+    def _deserialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: self._keep(self._target.deserialise(blobs["message"]))
+
+    def _decrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        value = self._value
+        return lambda: wire.Message({}, {"logits": wire.array_to_bytes(self._target.decrypt(value))})
+
+    def _keep(self, value: Any) -> wire.Message:
+        self._value = value
+        return wire.Message()
+
+    @staticmethod
+    def _done(_: None) -> wire.Message:
+        return wire.Message()
+
+
+OPERATIONS = ("prepare", "load", "keygen", "load_keys", "encrypt", "infer", "serialise", "deserialise", "decrypt")
+
+
+def measured(call: Callable[[], wire.Message]) -> wire.Message:
+    """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header."""
+    _reset_peak()
+    cpu, wall = _cpu_s(), time.perf_counter_ns()
+    reply = call()
+    wall_s = (time.perf_counter_ns() - wall) / 1e9
+    cost = {"wall_s": wall_s, "cpu_s": _cpu_s() - cpu, "peak_rss_bytes": _peak_rss_bytes()}
+    return wire.Message(reply.header | cost, reply.blobs)
+
+
+def _cpu_s() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):  # without it the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_rss_bytes() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _failure(error: BaseException) -> wire.Message:
+    kinds = (api.InsecureError, api.MessageError, api.BackendError, MemoryError)
+    kind = next((k.__name__ for k in kinds if isinstance(error, k)), type(error).__name__)
+    if not isinstance(error, api.BackendError):
+        traceback.print_exc()
+    return wire.Message({"error": kind, "reason": str(error) or kind})
+
+
+def main() -> None:
+    role_name, module = sys.argv[2:4]
+    fd, threads, memory_limit_bytes = map(int, (sys.argv[1], *sys.argv[4:]))
+    with contextlib.suppress(OSError, AttributeError):  # no orphan survives the harness (Linux only)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the harness ends its parties itself
+    if memory_limit_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    connection = socket.socket(fileno=fd)
+    try:
+        role = Role(role_name, module)
+        wire.send(connection, wire.Message({"ready": os.getpid()}))
+    except Exception as error:  # whatever an import raises belongs into the record
+        wire.send(connection, _failure(error))
+        return
+    while (request := wire.receive(connection)) is not None:
+        try:
+            operation = request.header.pop("operation", "")
+            if operation not in OPERATIONS:
+                raise api.BackendError(f"unknown operation {operation!r}")
+            reply = measured(role.call(operation, request.header, request.blobs))
+        except Exception as error:
+            reply = _failure(error)
+        wire.send(connection, reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The command line: ``python -m bench``. Slow imports (pandas, plotly, torch) happen where they are used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import sys
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from backends.registry import UnknownBackend, backends, resolve
+from models import tasks, zoo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.record import Record, Trial
+    from bench.runner import Subject
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="bench",
+    help="Benchmark of encrypted medical-image inference: the same networks on several FHE libraries.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DataDir = Annotated[Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")]
+
+
+def main() -> None:
+    """Runs the command line; errors that a person can mend end with one line and no traceback."""
+    from models.network import NetworkError
+
+    try:
+        app()
+    except (UnknownBackend, zoo.UnknownModel) as error:
+        _fail(error.args[0], USAGE)
+    except (tasks.DataError, NetworkError) as error:
+        _fail(str(error), FAILED)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again", FAILED)
+        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"bench: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command("list")
+def list_() -> None:
+    """Backends, models, tasks and suites."""
+    from bench import suite
+
+    print("backends")
+    for info in backends().values():
+        if not info.test_only:
+            print(f"  {info.name:<18} {info.title}")
+            for variant, line in (info.variants or {}).items():
+                if variant:
+                    print(f"  {info.name + ':' + variant:<18} {line}")
+    print("models")
+    for name, line in zoo.MODELS.items():
+        print(f"  {name:<18} {line}")
+    print("tasks")
+    for task in tasks.tasks().values():
+        here = "data here" if tasks.find(task) else "no data here"
+        print(f"  {task.name:<18} {task.kind}, {task.channels} channel(s), {task.outputs} outputs; {here}")
+    print("suites")
+    for name in suite.names():
+        print(f"  {name}")
+
+
+@app.command()
+def run(
+    backend: Annotated[list[str] | None, typer.Option(help="NAME or NAME:VARIANT; repeat it or separate by commas.")] = None,
+    model: Annotated[list[str] | None, typer.Option()] = None,
+    task: Annotated[list[str] | None, typer.Option()] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
+    model_privacy: Annotated[list[str] | None, typer.Option(help="plain or encrypted")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Cores of each party (default: all).")] = None,
+    images: Annotated[int | None, typer.Option(min=0, help="Test images of a trial; 0: all.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
+    memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
+    suite: Annotated[str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")] = "quick",
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
+) -> None:
+    """Run trials and write records, results.csv and report.html."""
+    from bench import suite as suites
+
+    changes = {
+        "backend": _split(backend),
+        "model": _split(model),
+        "task": _split(task),
+        "scenario": _split(scenario),
+        "model_privacy": _split(model_privacy),
+        "threads": threads,
+        "images": images,
+        "seed": seed,
+        "timeout_s": timeout,
+    }
+    try:
+        trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
+    except suites.SuiteError as error:
+        _fail(str(error), USAGE)
+    folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
+    try:
+        _start(folder, suite, notes)
+    except OSError as error:
+        _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", USAGE)
+    for note in notes:
+        print(note)
+    try:
+        records = _run_all(trials, folder, data_dir, int(memory_limit * 2**30))
+    except KeyboardInterrupt:
+        _fail(f"interrupted; finished records are in {folder}, run the same command with --out {folder} to resume", INTERRUPTED)
+    _write_report(folder)
+    _summary(records)
+    sys.exit(OK if all(record.status == "ok" for record in records) else FAILED)
+
+
+def _split(values: list[str] | None) -> list[str]:
+    return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial], list[str]]:
+    """The trials of a suite after the options, all names checked, and what a reader has to know about them."""
+    import msgspec
+
+    from bench import suite as suites
+    from bench.runner import available_threads
+
+    suite, notes = suites.read(name), []
+
+    def small_tasks() -> list[str]:
+        small = [
+            t.name
+            for t in tasks.tasks().values()
+            if not t.embedded and t.samples["train"] <= suites.SMALL_TRAINING_SPLIT and tasks.find(t, data_dir)
+        ]
+        if not small:
+            notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
+        return small or ["digits"]
+
+    if changes:  # the options of a person replace all blocks of the suite by one
+        base = msgspec.to_builtins(suite.trials[0])
+        suite.trials = [msgspec.convert(base | changes, suites.Block)] if suite.name == "quick" else [
+            msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials
+        ]
+    default = [info.name for info in backends().values() if not info.test_only]
+    trials = suites.expand(suite, default, small_tasks, available_threads())
+    for trial in trials:
+        resolve(trial.backend)
+        if trial.model not in zoo.MODELS:
+            raise zoo.UnknownModel(f"unknown model {trial.model!r}: choose from {', '.join(zoo.MODELS)}")
+        tasks.task(trial.task)
+    return trials, notes
+
+
+def _start(folder: Path, suite: str, notes: list[str]) -> None:
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    about = {"suite": suite, "notes": notes, "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
+    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _run_all(trials: list[Trial], folder: Path, data_dir: Path | None, memory_limit_bytes: int) -> list[Record]:
+    from bench import runner
+    from bench.record import Record, RecordError
+
+    subjects: dict[tuple[str, str, str], Subject] = {}
+    records = []
+    with _progress(len(trials)) as report:
+        for number, trial in enumerate(trials):
+            info, _ = resolve(trial.backend)
+            wanted = (trial.task, trial.model, info.lowering)
+            if wanted not in subjects:
+                subjects[wanted] = _subject(*wanted, data_dir, report)
+            subject = subjects[wanted]
+            path = folder / "records" / f"{runner.key(trial, subject, info)}.json"
+            try:
+                record = Record.load(path) if path.exists() else None
+            except RecordError:
+                record = None  # damaged: made again
+            if record is None or record.status != "ok":
+                record = runner.run(
+                    trial, subject, folder, lambda stage, share: report(number + share, f"{trial.label}: {stage}"), memory_limit_bytes
+                )
+                record.save(folder / "records")
+            report(number + 1, f"{trial.label}: {record.status}" + (f", {record.reason}" if record.reason else ""), done=True)
+            records.append(record)
+    return records
+
+
+def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, report) -> Subject:  # noqa: ANN001
+    from bench.runner import Subject
+
+    task = tasks.task(task_name)
+    dataset = tasks.load(task, data_dir)
+
+    def training(share: float, text: str) -> None:
+        report(None, f"training {model} for {task_name}: {share:.0%} {text}")
+
+    networks = [zoo.network(model, task, which, dataset=dataset, progress=training) for which in ("float", lowering)]
+    return Subject(task, dataset, *networks)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator:
+    """A bar with the current stage and the time left; outside a terminal, a line for each finished trial."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+
+        def report(done: float | None, text: str, *, done_trial: bool = False) -> None:
+            if done_trial:
+                print(f"[{done:.0f}/{total}] {text}", file=sys.stderr, flush=True)
+
+        yield lambda done_count, text, done=False: report(done_count, text, done_trial=done)
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total)
+
+        def update(completed: float | None, text: str, done: bool = False) -> None:
+            bar.update(task, completed=completed, description=text)
+            if done:
+                bar.console.print(text)
+
+        yield update
+
+
+def _write_report(folder: Path) -> None:
+    from bench import report
+    from bench.record import RecordError
+
+    try:
+        csv, html = report.write(folder)
+    except RecordError as error:
+        _fail(str(error), FAILED)
+    print(f"{csv}\n{html}")
+
+
+def _summary(records: list[Record]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench import metrics
+    from bench.report.quantity import with_unit
+
+    table = Table()
+    for column in ("trial", "status", "accuracy", "server", "request", "keys"):
+        table.add_column(column, justify="left" if column in ("trial", "status") else "right")
+    for record in records:
+        infer = record.stage("server", "infer")
+        quality = metrics.quality(record.outputs) if record.outputs and record.outputs.encrypted_logits else None
+        keys = sum(size for name, size in record.sizes.items() if name.endswith("_key_bytes"))
+        table.add_row(
+            record.trial.label,
+            record.status,
+            f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
+            with_unit(metrics.median_interval(infer.wall_s).value, "s") if infer and infer.wall_s else "",
+            with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
+            with_unit(keys, "bytes") if keys else "",
+        )
+    Console().print(table)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
+    """Make results.csv and report.html again from the records of a run."""
+    _write_report(run_folder)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option()] = "fcnn",
+    task: Annotated[str, typer.Option()] = "digits",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Train all lowerings of a model for a task; they are kept in the user cache."""
+    described = tasks.task(task)
+    dataset = tasks.load(described, data_dir)
+    with _progress(1) as bar:
+        networks = zoo.train(model, described, dataset, seed=seed, progress=lambda share, text: bar(share, text))
+    for lowering, network in networks.items():
+        print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
+
+
+@app.command()
+def test(backend: Annotated[list[str] | None, typer.Option(help="Backends to test (default: all).")] = None) -> None:
+    """Run the conformance suite against backends, registered ones of other packages included."""
+    import pytest
+
+    names = _split(backend) or [name for name, info in backends().items() if not info.test_only]
+    for name in names:
+        resolve(name)
+    os.environ["BENCH_CONFORMANCE_BACKENDS"] = ",".join(names)
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "conformance.py")]))
+
+
+@app.command()
+def doctor(data_dir: DataDir = None) -> None:
+    """Check the installation and name the cure for whatever is missing."""
+    from bench import doctor as checks
+
+    sys.exit(OK if checks.run(data_dir) else FAILED)

@@ -1,0 +1,97 @@
+"""Suites: which trials a run consists of. A TOML file, or the options of the command line.
+
+::
+
+    name = "quick"
+    [[trials]]
+    backend = ["clear", "ckks"]     # each of these may be a list: the trials are all combinations
+    model = "fcnn"
+    task = ["breastmnist", "@small"]
+    images = 20
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from bench.record import Trial
+
+SUITES = Path(__file__).parent / "suites"
+SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
+DEFAULT_BACKENDS = "@all"
+Scenario = Literal["single-stream", "offline"]
+Privacy = Literal["plain", "encrypted"]
+
+
+class SuiteError(ValueError):
+    """A suite that does not exist or cannot be understood; the message says where."""
+
+
+class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Combinations of trials. ``@all`` stands for every backend, ``@small`` for the small tasks with data here."""
+
+    backend: str | list[str] = "@all"
+    model: str | list[str] = "fcnn"
+    task: str | list[str] = "@small"
+    scenario: Scenario | list[Scenario] = "single-stream"
+    model_privacy: Privacy | list[Privacy] = "plain"
+    threads: int | list[int] = 0
+    images: int = 20
+    seed: int = 0
+    timeout_s: float = 600.0
+
+
+class Suite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    trials: list[Block]
+
+
+def read(name_or_path: str) -> Suite:
+    """A suite of this package, or a TOML file. Raises SuiteError."""
+    path = SUITES / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise SuiteError(f"no suite {name_or_path!r}: give a TOML file or one of {', '.join(names())}")
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Suite)
+    except msgspec.DecodeError as error:
+        raise SuiteError(f"{path}: {error}") from error
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+def expand(
+    suite: Suite, all_backends: list[str], small_tasks: Callable[[], list[str]], default_threads: int
+) -> list[Trial]:
+    """All trials, each once, in the order written. small_tasks is asked only if ``@small`` occurs."""
+    trials: dict[Trial, None] = {}
+    for block in suite.trials:
+        backends = [b for name in _list(block.backend) for b in (all_backends if name == "@all" else [name])]
+        tasks = [t for name in _list(block.task) for t in (small_tasks() if name == "@small" else [name])]
+        axes = (tasks, _list(block.model), _list(block.scenario), _list(block.model_privacy), _list(block.threads), backends)
+        for task, model, scenario, privacy, threads, backend in product(*axes):
+            trial = Trial(
+                backend=backend,
+                model=model,
+                task=task,
+                scenario=scenario,
+                model_privacy=privacy,
+                threads=threads or default_threads,
+                images=block.images,
+                seed=block.seed,
+                timeout_s=block.timeout_s,
+            )
+            trials[trial] = None
+    return list(trials)
+
+
+def _list(value):  # noqa: ANN001, ANN202
+    return value if isinstance(value, list) else [value]
