@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from backends.registry import UnknownBackend, backends, resolve
-from models import tasks, zoo
+from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,6 @@ DataDir = Annotated[Path | None, typer.Option(help=f"Folder of MedMNIST files (e
 
 def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
-    from models.network import NetworkError
-
     try:
         app()
     except (UnknownBackend, zoo.UnknownModel) as error:

@@ -20,11 +20,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from models import NetworkError
+
 LOWERINGS = ("float", "polynomial", "integer")
-
-
-class NetworkError(ValueError):
-    """A network description that is malformed or inconsistent."""
 
 
 @dataclass(frozen=True, eq=False)
