@@ -58,7 +58,9 @@ def _read(name: str, module: str, folder: Path) -> BackendInfo:
 
 def backends() -> dict[str, BackendInfo]:
     """All registered backends by name, in alphabetical order."""
-    found = {p.parent.name: _read(p.parent.name, f"backends.{p.parent.name}", p.parent) for p in HERE.glob("*/backend.toml")}
+    found = {
+        p.parent.name: _read(p.parent.name, f"backends.{p.parent.name}", p.parent) for p in HERE.glob("*/backend.toml")
+    }
     for point in entry_points(group=ENTRY_POINT_GROUP):
         top, *rest = point.value.split(".")
         spec = importlib.util.find_spec(top)  # of the top package only: finding a submodule would import its parent

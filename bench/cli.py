@@ -9,6 +9,7 @@ import shlex
 import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,10 +19,12 @@ from backends.registry import UnknownBackend, backends, resolve
 from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bench.record import Record, Trial
     from bench.runner import Subject
+
+    Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,7 +35,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-DataDir = Annotated[Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")]
+DataDir = Annotated[
+    Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")
+]
 
 
 def main() -> None:
@@ -45,7 +50,10 @@ def main() -> None:
         _fail(str(error), FAILED)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _fail(f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again", FAILED)
+            _fail(
+                f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again",
+                FAILED,
+            )
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
@@ -82,7 +90,9 @@ def list_() -> None:
 
 @app.command()
 def run(
-    backend: Annotated[list[str] | None, typer.Option(help="NAME or NAME:VARIANT; repeat it or separate by commas.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:VARIANT; repeat it or separate by commas.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option()] = None,
     task: Annotated[list[str] | None, typer.Option()] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
@@ -92,7 +102,9 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
     memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
-    suite: Annotated[str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")] = "quick",
+    suite: Annotated[
+        str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
+    ] = "quick",
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
 ) -> None:
@@ -124,7 +136,10 @@ def run(
     try:
         records = _run_all(trials, folder, data_dir, int(memory_limit * 2**30))
     except KeyboardInterrupt:
-        _fail(f"interrupted; finished records are in {folder}, run the same command with --out {folder} to resume", INTERRUPTED)
+        _fail(
+            f"interrupted; finished records are in {folder}, run the same command with --out {folder} to resume",
+            INTERRUPTED,
+        )
     _write_report(folder)
     _summary(records)
     sys.exit(OK if all(record.status == "ok" for record in records) else FAILED)
@@ -153,13 +168,9 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
             notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
         return small or ["digits"]
 
-    if changes:  # the options of a person replace all blocks of the suite by one
-        base = msgspec.to_builtins(suite.trials[0])
-        suite.trials = [msgspec.convert(base | changes, suites.Block)] if suite.name == "quick" else [
-            msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials
-        ]
+    blocks = [msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials]
     default = [info.name for info in backends().values() if not info.test_only]
-    trials = suites.expand(suite, default, small_tasks, available_threads())
+    trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
         resolve(trial.backend)
         if trial.model not in zoo.MODELS:
@@ -178,31 +189,37 @@ def _run_all(trials: list[Trial], folder: Path, data_dir: Path | None, memory_li
     from bench import runner
     from bench.record import Record, RecordError
 
-    subjects: dict[tuple[str, str, str], Subject] = {}
     records = []
     with _progress(len(trials)) as report:
+        lowerings = {trial.backend: resolve(trial.backend)[0].lowering for trial in trials}
+        wanted = dict.fromkeys((trial.task, trial.model, lowerings[trial.backend]) for trial in trials)
+        subjects = {key: _subject(*key, data_dir, report) for key in wanted}  # first: missing data ends the run early
         for number, trial in enumerate(trials):
             info, _ = resolve(trial.backend)
-            wanted = (trial.task, trial.model, info.lowering)
-            if wanted not in subjects:
-                subjects[wanted] = _subject(*wanted, data_dir, report)
-            subject = subjects[wanted]
+            subject = subjects[trial.task, trial.model, info.lowering]
             path = folder / "records" / f"{runner.key(trial, subject, info)}.json"
             try:
                 record = Record.load(path) if path.exists() else None
             except RecordError:
                 record = None  # damaged: made again
             if record is None or record.status != "ok":
-                record = runner.run(
-                    trial, subject, folder, lambda stage, share: report(number + share, f"{trial.label}: {stage}"), memory_limit_bytes
-                )
+                stages = partial(_stage, report, number, trial.label)
+                record = runner.run(trial, subject, folder, stages, memory_limit_bytes)
                 record.save(folder / "records")
-            report(number + 1, f"{trial.label}: {record.status}" + (f", {record.reason}" if record.reason else ""), done=True)
+            report(
+                number + 1,
+                f"{trial.label}: {record.status}" + (f", {record.reason}" if record.reason else ""),
+                done=True,
+            )
             records.append(record)
     return records
 
 
-def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, report) -> Subject:  # noqa: ANN001
+def _stage(report: Report, number: int, label: str, stage: str, share: float) -> None:
+    report(number + share, f"{label}: {stage}")
+
+
+def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, report: Report) -> Subject:
     from bench.runner import Subject
 
     task = tasks.task(task_name)
@@ -216,7 +233,7 @@ def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, r
 
 
 @contextmanager
-def _progress(total: int) -> Iterator:
+def _progress(total: int) -> Iterator[Report]:
     """A bar with the current stage and the time left; outside a terminal, a line for each finished trial."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -224,19 +241,19 @@ def _progress(total: int) -> Iterator:
     console = Console(stderr=True)
     if not console.is_terminal:
 
-        def report(done: float | None, text: str, *, done_trial: bool = False) -> None:
-            if done_trial:
-                print(f"[{done:.0f}/{total}] {text}", file=sys.stderr, flush=True)
+        def line(completed: float | None, text: str, finished: bool = False) -> None:
+            if finished:
+                print(f"[{completed:.0f}/{total}] {text}", file=sys.stderr, flush=True)
 
-        yield lambda done_count, text, done=False: report(done_count, text, done_trial=done)
+        yield line
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total)
 
-        def update(completed: float | None, text: str, done: bool = False) -> None:
+        def update(completed: float | None, text: str, finished: bool = False) -> None:
             bar.update(task, completed=completed, description=text)
-            if done:
+            if finished:
                 bar.console.print(text)
 
         yield update

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
+STATUS_OF_ERROR = {"InsecureError": "insecure", "MemoryError": "oom", "ModuleNotFoundError": "skipped"}
+
 
 class TrialError(Exception):
     """Ends a trial: `status` as in the record, and the reason."""
@@ -98,7 +100,7 @@ class Party:
             raise self._died()
         if "error" in reply.header:
             kind, reason = reply.header["error"], reply.header["reason"]
-            status = {"InsecureError": "insecure", "MemoryError": "oom"}.get(kind, "failed")
+            status = STATUS_OF_ERROR.get(kind, "failed")
             friendly = kind in ("InsecureError", "BackendError", "MessageError")
             raise TrialError(status, f"{self.role}: {reason if friendly else f'{kind}: {reason}'}")
         return reply
@@ -121,7 +123,9 @@ class Party:
             name = signal.Signals(-code).name
             out_of_memory = _oom_kills() > self._oom_kills or b"bad_alloc" in self._tail()
             hint = " (out of memory)" if out_of_memory else ""
-            return TrialError("oom" if out_of_memory else "failed", f"{self.role} killed by signal {-code} ({name}){hint}")
+            return TrialError(
+                "oom" if out_of_memory else "failed", f"{self.role} killed by signal {-code} ({name}){hint}"
+            )
         return TrialError("failed", f"the {self.role} ended with exit code {code}; see {self._log.name}")
 
     def _tail(self) -> bytes:

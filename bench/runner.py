@@ -229,8 +229,6 @@ def image_order(trial: Trial, available: int) -> np.ndarray:
     return order[: trial.images] if trial.images else order
 
 
-
-
 def _outputs(subject: Subject, indices: np.ndarray, images: np.ndarray, logits: list[np.ndarray]) -> Outputs:
     encrypted = np.concatenate(logits)[: len(images)] if logits else np.zeros((0, subject.lowered.outputs))
     finite = np.isfinite(encrypted).all(axis=1)
@@ -262,7 +260,10 @@ def _verdict(outputs: Outputs, images: int) -> tuple[Status, str]:
 
 
 def describe(network: Network) -> dict[str, Any]:
-    layers = [" ".join([layer.type, *(f"{len(w)}" for w in [getattr(layer, "weight", None)] if w is not None)]) for layer in network.layers]
+    layers = [
+        " ".join([layer.type, *(f"{len(w)}" for w in [getattr(layer, "weight", None)] if w is not None)])
+        for layer in network.layers
+    ]
     return {
         "model": network.model,
         "lowering": network.lowering,

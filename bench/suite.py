@@ -23,7 +23,6 @@ from bench.record import Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
-DEFAULT_BACKENDS = "@all"
 Scenario = Literal["single-stream", "offline"]
 Privacy = Literal["plain", "encrypted"]
 
@@ -69,14 +68,21 @@ def names() -> list[str]:
 
 
 def expand(
-    suite: Suite, all_backends: list[str], small_tasks: Callable[[], list[str]], default_threads: int
+    blocks: list[Block], all_backends: list[str], small_tasks: Callable[[], list[str]], default_threads: int
 ) -> list[Trial]:
     """All trials, each once, in the order written. small_tasks is asked only if ``@small`` occurs."""
     trials: dict[Trial, None] = {}
-    for block in suite.trials:
+    for block in blocks:
         backends = [b for name in _list(block.backend) for b in (all_backends if name == "@all" else [name])]
         tasks = [t for name in _list(block.task) for t in (small_tasks() if name == "@small" else [name])]
-        axes = (tasks, _list(block.model), _list(block.scenario), _list(block.model_privacy), _list(block.threads), backends)
+        axes = (
+            tasks,
+            _list(block.model),
+            _list(block.scenario),
+            _list(block.model_privacy),
+            _list(block.threads),
+            backends,
+        )
         for task, model, scenario, privacy, threads, backend in product(*axes):
             trial = Trial(
                 backend=backend,
@@ -93,5 +99,5 @@ def expand(
     return list(trials)
 
 
-def _list(value):  # noqa: ANN001, ANN202
+def _list(value):
     return value if isinstance(value, list) else [value]

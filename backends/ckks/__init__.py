@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from backends.ckks.seal import Seal
 from backends.ckks.naive import NaiveClient, NaiveOwner, NaiveServer
+from backends.ckks.seal import Seal
 from backends.slots.roles import SlotsClient, SlotsOwner, SlotsServer
 from backends.variants import VariantOwner, VariantParty
 

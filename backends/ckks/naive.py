@@ -49,13 +49,16 @@ class NaiveOwner:
         }
         security_entry = security.ckks(description)
         buffer = io.BytesIO()
-        arrays = {f"{kind}{i}": a for i, x in enumerate(blocks.affines) for kind, a in (("w", x.weight.T), ("b", x.bias))}
+        arrays = {
+            f"{kind}{i}": a for i, x in enumerate(blocks.affines) for kind, a in (("w", x.weight.T), ("b", x.bias))
+        }
         np.savez_compressed(buffer, **arrays)
         client = {"bits": bits, "output_scale": blocks.output_scale}
         return Prepared(
             client=json.dumps(client).encode(),
             server=buffer.getvalue(),
-            parameters=description | {"input_scale_bits": SCALE_BITS, "rotation_keys": 2 * int(math.log2(ring_dimension))},
+            parameters=description
+            | {"input_scale_bits": SCALE_BITS, "rotation_keys": 2 * int(math.log2(ring_dimension))},
             security=security_entry,
             notes={"layout": ["vector", *(f"mm {a.weight.shape[1]} → {a.weight.shape[0]}" for a in blocks.affines)]},
         )

@@ -148,7 +148,12 @@ class SealEvaluator:
         return total
 
     def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
-        evaluator, encode, plain, parms = self._evaluator, self._encoder.encode, self._scratch_plain, self._levels[level]
+        evaluator, encode, plain, parms = (
+            self._evaluator,
+            self._encoder.encode,
+            self._scratch_plain,
+            self._levels[level],
+        )
         total, product = None, seal.Ciphertext()
         for cipher, weight in zip(ciphers, weights):
             if round(abs(weight) * scale) == 0:

@@ -18,7 +18,9 @@ Client = clear.Client
 class Owner:
     def prepare(self, job: Job) -> Prepared:
         if job.variant == "insecure":
-            raise InsecureError("ring dimension 1024 with log2(QP) = 200 is below 128 bits; use a larger ring dimension")
+            raise InsecureError(
+                "ring dimension 1024 with log2(QP) = 200 is below 128 bits; use a larger ring dimension"
+            )
         prepared = clear.Owner().prepare(job)
         return dataclasses.replace(prepared, server=job.variant.encode().ljust(16) + prepared.server)
 

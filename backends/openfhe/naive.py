@@ -42,7 +42,9 @@ class NaiveOwner:
         for affine in blocks.affines:
             diagonals, folds = _diagonals(affine, slots)
             rotations |= {*range(1, len(diagonals)), *folds}
-            layers.append((diagonals, folds, np.resize(np.pad(affine.bias, (0, len(diagonals) - len(affine.bias))), slots)))
+            layers.append(
+                (diagonals, folds, np.resize(np.pad(affine.bias, (0, len(diagonals) - len(affine.bias))), slots))
+            )
         context = _context(depth, slots)
         description = describe(context)
         entry = security.ckks(description)
@@ -60,9 +62,14 @@ class NaiveOwner:
         return Prepared(
             client=json.dumps(client).encode(),
             server=buffer.getvalue(),
-            parameters=description | {"rotation_keys": len(rotations), "request_ciphertexts": 1, "threads": job.threads},
+            parameters=description
+            | {"rotation_keys": len(rotations), "request_ciphertexts": 1, "threads": job.threads},
             security=entry,
-            operations={"rotate": steps, "multiply_plain": sum(len(d) for d, _, _ in layers), "square": len(layers) - 1},
+            operations={
+                "rotate": steps,
+                "multiply_plain": sum(len(d) for d, _, _ in layers),
+                "square": len(layers) - 1,
+            },
             notes={"layout": [f"{len(d)} diagonals, {len(f)} folds" for d, f, _ in layers]},
         )
 

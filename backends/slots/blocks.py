@@ -91,7 +91,9 @@ def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndar
     c = np.asarray(layer.coefficients, dtype=np.float64)
     if len(c) != 3:
         raise BackendError(f"the packing engine evaluates activations of degree 2, not {len(c) - 1}")
-    per_channel = np.broadcast_to(c.reshape(3, -1), (3, shape[0])) if c.ndim == 2 else np.repeat(c[:, None], shape[0], 1)
+    per_channel = (
+        np.broadcast_to(c.reshape(3, -1), (3, shape[0])) if c.ndim == 2 else np.repeat(c[:, None], shape[0], 1)
+    )
     c0, c1, c2 = np.repeat(per_channel, int(np.prod(shape[1:], dtype=int)), axis=1)
     if np.any(np.abs(c2) < 1e-6 * np.maximum(1.0, np.abs(c1))):
         raise BackendError("an activation has (almost) no quadratic term: the square cannot be completed; train again")

@@ -135,7 +135,7 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
     product = e.dot([a], [plain])
     bias = e.encode(vector, 2.0**36, 0)
 
-    def ms(call) -> float:  # noqa: ANN001
+    def ms(call) -> float:
         samples = []
         for _ in range(repetitions + 1):
             start = time.perf_counter_ns()

@@ -83,7 +83,9 @@ class Program:
         encode, weight_scale = self.evaluator.encode, 2.0 ** self.plan.parameters.weight_scale_bits[level]
         scale = self.scales[level] * weight_scale
         if isinstance(step, Scalar):
-            both = 0.5 + 0.5j if step.split else 1.0  # the same bias for the two images of a slot, halved as the weights
+            both = (
+                0.5 + 0.5j if step.split else 1.0
+            )  # the same bias for the two images of a slot, halved as the weights
             return [encode(np.full(self.plan.parameters.slots, b * both), scale, level) for b in step.bias]
         diagonals = [encode(d, weight_scale, level) for d in step.diagonals]
         positions: dict[tuple[int, int], int] = {}

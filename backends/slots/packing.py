@@ -47,7 +47,14 @@ def first_layer(affine: Affine, slots: int, radices: tuple[int, ...]) -> Iterato
 
 
 def _first_layer(
-    affine: Affine, slots: int, rows: int, width: int, chunks: int, offsets: int, is_complex: bool, radices: tuple[int, ...]
+    affine: Affine,
+    slots: int,
+    rows: int,
+    width: int,
+    chunks: int,
+    offsets: int,
+    is_complex: bool,
+    radices: tuple[int, ...],
 ) -> Iterator[tuple[Input, Packed]]:
     inputs = affine.weight.shape[1]
     blocks = rows // offsets  # distinct blocks of `width` slots; the whole repeats after blocks · width
@@ -68,7 +75,9 @@ def _first_layer(
         if is_complex:  # Re((a + ib)(v − iw)) = av + bw; halved, because the conjugate is added
             vector = (vector - 1j * weight[t % rows, columns_imaginary]) / 2
         vectors[chunk, e] = vector
-    request = Input(f"{chunks} × {width} {'complex ' if is_complex else ''}values, {blocks} rotated copies", False, real, imaginary)
+    request = Input(
+        f"{chunks} × {width} {'complex ' if is_complex else ''}values, {blocks} rotated copies", False, real, imaginary
+    )
     for baby, fold in product(_divisors(offsets), radices):
         yield request, _packed(affine, vectors, baby, _folds(rows, period, fold), rows, slots, is_complex)
 
@@ -102,7 +111,7 @@ def _divisors(n: int) -> list[int]:
 
 
 def _folds(stride: int, period: int, radix: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of rotations that sum all multiples of `stride` below `period`; a group multiplies the reach by `radix`."""
+    """Groups of rotations that sum all multiples of `stride` below `period`; each multiplies the reach by `radix`."""
     groups = []
     while stride < period:
         r = min(radix, period // stride)
@@ -129,7 +138,9 @@ def middle_layer(affine: Affine, period: int, slots: int, radices: tuple[int, ..
         yield _packed(affine, vectors, baby, _folds(rows, period, radix), rows, slots)
 
 
-def last_layer(affine: Affine, period: int, slots: int, radices: tuple[int, ...]) -> Iterator[tuple[Packed, tuple[int, ...]]]:
+def last_layer(
+    affine: Affine, period: int, slots: int, radices: tuple[int, ...]
+) -> Iterator[tuple[Packed, tuple[int, ...]]]:
     """Besides `middle_layer`: one product, row r in block r of `period` slots, summed into the block's first slot."""
     outputs, inputs = affine.weight.shape
     for packed in middle_layer(affine, period, slots, radices):

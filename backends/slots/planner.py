@@ -116,7 +116,9 @@ def _candidates(
         yield of(request, (first, *later), output_slots)
 
 
-def _parameters(ring_dimension: int, inputs: Sequence[int], precision_bits: int, extra_state_bits: int = 0) -> Parameters:
+def _parameters(
+    ring_dimension: int, inputs: Sequence[int], precision_bits: int, extra_state_bits: int = 0
+) -> Parameters:
     """Scales and primes for `precision_bits` bits of values between layers. inputs: of each affine map.
 
     One prime for each squaring, not one for each product: the scale grows over the affine map and the square, and one
@@ -129,7 +131,9 @@ def _parameters(ring_dimension: int, inputs: Sequence[int], precision_bits: int,
     noise = (ring_dimension // 8192).bit_length() // 2
     weights = [precision_bits + noise + 4 + round(np.log2(n) / 2) for n in inputs]
     fresh, state = precision_bits + noise + 7, precision_bits + noise + 13 + extra_state_bits
-    rescale = max(2 * (before + weight) - state for before, weight in zip((fresh, *[state] * len(inputs)), weights[:-1] or [0]))
+    rescale = max(
+        2 * (before + weight) - state for before, weight in zip((fresh, *[state] * len(inputs)), weights[:-1] or [0])
+    )
     first = state + weights[-1] + HEAD_ROOM_BITS + 2
     if len(inputs) > 1:  # the scale returns to `state` after every rescaling: spend what the largest layer left over
         weights[1:-1] = [(rescale - state) // 2] * (len(inputs) - 2)

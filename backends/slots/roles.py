@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 

@@ -161,4 +161,8 @@ class Simulator:
             return values
         stddev = coefficient_stddev * np.sqrt(self._parameters.ring_dimension / 2) / scale
         noise = self._random.normal(scale=stddev, size=values.shape)
-        return values + noise + (1j * self._random.normal(scale=stddev, size=values.shape) if np.iscomplexobj(values) else 0)
+        return (
+            values
+            + noise
+            + (1j * self._random.normal(scale=stddev, size=values.shape) if np.iscomplexobj(values) else 0)
+        )
