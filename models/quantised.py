@@ -64,8 +64,12 @@ def to_torch(network: Network) -> nn.Sequential:
     layers = list(network.layers)
     while layers:
         layer = layers.pop(0)
-        if isinstance(layer, ReLU) and layers and isinstance(layers[0], Quantise):
+        following = layers[0] if layers else None
+        if isinstance(layer, ReLU) and isinstance(following, Quantise):
             modules.append(_activation(qnn.QuantReLU, layers.pop(0)))
+        elif isinstance(layer, Flatten) and isinstance(following, Quantise):
+            # The same, and concrete-ml wants every operation but the quantiser to see integers.
+            modules += [_activation(qnn.QuantIdentity, layers.pop(0)), nn.Flatten()]
         elif isinstance(layer, Quantise):
             modules.append(_activation(qnn.QuantIdentity, layer))
         elif isinstance(layer, Linear | Conv2d):
@@ -201,12 +205,9 @@ class _Rounded(nn.Module):
 
 def _forward(module: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, and the accumulators of the hidden layer in their unit."""
-    flatten, quantise, affine, activation, output = module
-    x = quantise(flatten(_unit_range(images)))
-    y = affine(x)
-    y = getattr(y, "value", y)
-    logits = output(activation(y))
-    return getattr(logits, "value", logits), y * (2**INPUT_BITS - 1)
+    quantise, flatten, affine, activation, output = module
+    y = affine(flatten(quantise(_unit_range(images))))
+    return output(activation(y)), y * (2**INPUT_BITS - 1)
 
 
 def _unit_range(images: torch.Tensor) -> torch.Tensor:
@@ -265,19 +266,14 @@ class _Recipe:
 
 @torch.no_grad()
 def _export(module: nn.Sequential) -> tuple[Layer, ...]:
-    """The layers of the network description, in float64 from integers and scales."""
-    layers: list[Layer] = []
-    for part in module:
-        if isinstance(part, nn.Flatten):
-            layers.append(Flatten())
-        elif isinstance(part, qnn.QuantReLU | qnn.QuantIdentity):
-            if isinstance(part, qnn.QuantReLU):
-                layers.append(ReLU())
-            quantiser = part.act_quant
-            layers.append(Quantise(quantiser.scale().item(), int(quantiser.bit_width().item())))
-        else:
-            weight = part.quant_weight()
-            scale, bits = weight.scale.item(), int(weight.bit_width.item())
-            integers = torch.round(weight.value / scale).double().numpy()
-            layers.append(Linear(np.float32(integers * scale), part.bias.numpy().copy(), bits, scale))
-    return tuple(layers)
+    """The layers of the network description, from the integers and scales that brevitas uses."""
+
+    def quantise(part: nn.Module) -> Quantise:
+        return Quantise(part.act_quant.scale().item(), int(part.act_quant.bit_width().item()))
+
+    def linear(part: nn.Module) -> Linear:
+        weight = part.quant_weight()
+        return Linear(weight.value.numpy(), part.bias.numpy(), int(weight.bit_width.item()), weight.scale.item())
+
+    inputs, _, hidden, activation, output = module
+    return Flatten(), quantise(inputs), linear(hidden), ReLU(), quantise(activation), linear(output)
