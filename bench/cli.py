@@ -209,7 +209,7 @@ def _run_all(trials: list[Trial], folder: Path, data_dir: Path | None, memory_li
             report(
                 number + 1,
                 f"{trial.label}: {record.status}" + (f", {record.reason}" if record.reason else ""),
-                done=True,
+                finished=True,
             )
             records.append(record)
     return records
