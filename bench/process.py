@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from backends import wire
@@ -19,9 +19,15 @@ from backends.registry import BackendInfo
 ROOT = Path(__file__).parents[1]
 # every library's own name for the number of its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+# kills for memory: of this control group or, outside of one, of the system
+OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 STATUS_OF_ERROR = {"InsecureError": "insecure", "MemoryError": "oom", "ModuleNotFoundError": "skipped"}
+FOR_PEOPLE = ("InsecureError", "BackendError", "MessageError")  # their messages need no class name before them
+# what C++, Rust, the C library and the dynamic loader say when memory is refused
+MEMORY_REFUSED = re.compile(
+    r"bad_alloc|memory allocation of \d+ bytes failed|Cannot allocate memory|failed to map segment"
+)
 
 
 class TrialError(Exception):
@@ -33,59 +39,71 @@ class TrialError(Exception):
 
 
 class Party:
-    """A context manager around one party process; leaving it kills the process.
+    """One party process, ready to be called; as a context manager, leaving it ends the process and its children.
 
     log: receives what the process prints. deadline: on `time.monotonic`. memory_limit_bytes: of its address space.
+    Raises TrialError if the process does not come up.
     """
 
     def __init__(
         self, role: str, backend: BackendInfo, threads: int, log: Path, deadline: float, memory_limit_bytes: int = 0
     ) -> None:
         self.role, self._deadline, self._log = role, deadline, log
+        self._log_start = log.stat().st_size if log.exists() else 0
         self._oom_kills = _oom_kills()
-        ours, theirs = socket.socketpair()
-        self._connection = ours
+        self._operation = "start"
+        self._connection, theirs = socket.socketpair()
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         arguments = [str(theirs.fileno()), role, backend.module, str(threads), str(memory_limit_bytes)]
+        interpreter = backend.python or sys.executable
         with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [backend.python or sys.executable, "-m", "backends.party", *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
-
-    def __enter__(self) -> Party:
+            try:
+                self._process = subprocess.Popen(
+                    [interpreter, "-m", "backends.party", *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    start_new_session=True,  # so that Ctrl-C reaches only the harness, and `close` reaches children
+                )
+            except OSError as error:
+                self._connection.close()
+                raise TrialError("skipped", f"cannot start {interpreter}: {error.strerror}") from error
         try:
             self._answer()  # the greeting, after its imports
         except BaseException:
             self.close()
             raise
+
+    def __enter__(self) -> Party:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._connection.close()
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def call(self, operation: str, header: dict[str, Any] | None = None, **blobs: bytes) -> wire.Message:
+    def call(self, operation: str, header: dict[str, Any] | None = None, /, **blobs: bytes) -> wire.Message:
         """Raises TrialError when the operation fails, the process dies, or the trial's time is over."""
+        self._operation = operation
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead party is explained by `_answer`
             self._connection.settimeout(self._remaining())
             try:
                 wire.send(self._connection, wire.Message({"operation": operation} | (header or {}), blobs))
             except TimeoutError:
                 raise self._timeout() from None
+            except wire.WireError as error:
+                raise TrialError("failed", f"cannot send to the {self.role}: {error}") from error
         return self._answer()
 
     def _answer(self) -> wire.Message:
@@ -99,10 +117,7 @@ class Party:
         if reply is None:
             raise self._died()
         if "error" in reply.header:
-            kind, reason = reply.header["error"], reply.header["reason"]
-            status = STATUS_OF_ERROR.get(kind, "failed")
-            friendly = kind in ("InsecureError", "BackendError", "MessageError")
-            raise TrialError(status, f"{self.role}: {reason if friendly else f'{kind}: {reason}'}")
+            raise self._failed(reply.header["error"], reply.header["reason"])
         return reply
 
     def _remaining(self) -> float:
@@ -112,32 +127,37 @@ class Party:
         return remaining
 
     def _timeout(self) -> TrialError:
-        return TrialError("timeout", f"the trial's time ran out while the {self.role} was working; raise --timeout")
+        return TrialError("timeout", f"the trial's time ran out in {self.role}.{self._operation}; raise --timeout")
+
+    def _failed(self, kind: str, reason: str) -> TrialError:
+        status = "oom" if MEMORY_REFUSED.search(reason) else STATUS_OF_ERROR.get(kind, "failed")
+        return TrialError(status, f"{self.role}: {reason if kind in FOR_PEOPLE else f'{kind}: {reason}'}")
 
     def _died(self) -> TrialError:
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return TrialError("failed", f"the {self.role} closed its connection but did not end")
-        if code < 0:
-            name = signal.Signals(-code).name
-            out_of_memory = _oom_kills() > self._oom_kills or b"bad_alloc" in self._tail()
-            hint = " (out of memory)" if out_of_memory else ""
-            return TrialError(
-                "oom" if out_of_memory else "failed", f"{self.role} killed by signal {-code} ({name}){hint}"
-            )
-        return TrialError("failed", f"the {self.role} ended with exit code {code}; see {self._log.name}")
+        printed = self._printed()
+        if code >= 0:
+            last = (printed.strip().splitlines() or [f"see {self._log}"])[-1]
+            return TrialError("failed", f"the {self.role} ended with exit code {code} in {self._operation}: {last}")
+        killed = f"{self.role} killed by signal {-code} ({signal.Signals(-code).name}) in {self._operation}"
+        if _oom_kills() > self._oom_kills or MEMORY_REFUSED.search(printed):
+            return TrialError("oom", f"{killed}: out of memory")
+        return TrialError("failed", killed)
 
-    def _tail(self) -> bytes:
+    def _printed(self) -> str:
+        """The end of what this process printed."""
         with self._log.open("rb") as file:
-            file.seek(max(0, self._log.stat().st_size - 4096))
-            return file.read()
+            file.seek(max(self._log_start, self._log.stat().st_size - 4096))
+            return file.read().decode(errors="replace")
 
 
 def _oom_kills() -> int:
-    """How often the kernel has killed for memory in this control group."""
-    try:
-        lines = CGROUP_EVENTS.read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("oom_kill ")))
-    except (OSError, StopIteration):
-        return 0
+    """How often the kernel has killed for memory so far; 0 where it does not tell."""
+    for counter in OOM_COUNTERS:
+        with contextlib.suppress(OSError):
+            lines = counter.read_text().splitlines()
+            return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return 0
