@@ -1,7 +1,7 @@
 """Quantisation-aware training (brevitas), and the way between the neutral integer network and a brevitas module.
 
 TFHE evaluates a hidden neuron with one programmable bootstrapping, whose cost is set by the width of the accumulator
-that it reads. So inputs and weights are of two bits, and the training itself keeps the accumulators narrow: values
+that it reads. So inputs have three bits and hidden weights are -1, 0 or 1, and the training itself keeps the accumulators narrow: values
 beyond `ACCUMULATOR_BITS` are penalised (the aim of Colbert et al., "A2Q: Accumulator-Aware Quantization with
 Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin). Neither rounding nor
 truncation of the accumulators is needed, so encryption computes exactly what `Network.forward` computes.
@@ -30,20 +30,20 @@ from models.network import Conv2d, Flatten, Layer, Linear, Network, NetworkError
 
 MULTI_LABEL = "multi-label, binary-class"  # MedMNIST's name of the one kind that is not "one class of several"
 
-ACCUMULATOR_BITS = 5  # signed, of the hidden layer
-MARGIN = 0.7  # share of the accumulator's range that training uses; the rest is for images never seen
-INPUT_BITS = 2
+ACCUMULATOR_BITS = 6  # signed, of the hidden layer
+MARGIN = 0.65  # share of the accumulator's range that training uses; the rest is for images never seen
+INPUT_BITS = 3
 HIDDEN_WEIGHT_BITS = 2  # signed and narrow: -1, 0, 1
 ACTIVATION_BITS = 2
-ACTIVATION_STEP = 3  # accumulator units; odd
+ACTIVATION_STEP = 5  # accumulator units; odd
 OUTPUT_WEIGHT_BITS = 3
 OUTPUT_WEIGHT_SCALE = 0.125
 
 BATCH = 128
 IMAGES = 600_000  # seen in one training
 RESTARTS = 3
-RATE = 4e-3
-PENALTY = 0.1
+RATE = 1e-2
+PENALTY = 0.3
 
 Split = tuple[np.ndarray, np.ndarray]
 Progress = Callable[[float, str], None]

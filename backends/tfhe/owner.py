@@ -60,7 +60,7 @@ class Owner:
             security=security.tfhe(_samples(specs)),
             operations=operations,
             notes={
-                "key_decompression": "in the first infer: Concrete decompresses evaluation keys when it first uses them",
+                "key_decompression": "in the first infer: Concrete decompresses the keys when it first uses them",
                 "offline": "images of a request are computed one after another; TFHE does not pack them",
             },
         )
@@ -102,14 +102,14 @@ def accumulator_bits(network: Network, images: np.ndarray) -> list[int]:
         elif isinstance(layer, Linear | Conv2d):
             if scale is None or layer.weight_scale is None:
                 raise BackendError(f"the {layer.type} layer has no integer input or weights: train the network again")
-            low, high = np.floor(x.min() / (scale * layer.weight_scale)), np.ceil(x.max() / (scale * layer.weight_scale))
-            bits.append(_signed_bits(int(low), int(high)))
+            units = np.round(x / (scale * layer.weight_scale))
+            bits.append(_signed_bits(int(units.min()), int(units.max())))
             scale = None  # until it is quantised again
     return bits
 
 
 def _signed_bits(low: int, high: int) -> int:
-    return high.bit_length() if low >= 0 else 1 + max((-low - 1).bit_length(), high.bit_length())
+    return 1 + max(max(value, ~value).bit_length() for value in (low, high))
 
 
 def _calibration(images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ ciphertext of k polynomials of degree N counts as LWE of dimension k · N.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import log2
+from math import inf, log2
 from typing import Any, NamedTuple
 
 from backends.api import InsecureError
@@ -44,6 +44,15 @@ class Sample(NamedTuple):
     dimension: int
     variance: float
 
+    @property
+    def log2_std(self) -> float:
+        return log2(self.variance) / 2 if self.variance > 0 else -inf
+
+    @property
+    def margin(self) -> float:
+        """Bits of noise above the curve of the minimum level."""
+        return self.log2_std - CURVES[MINIMUM_BITS].log2_std(self.dimension)
+
 
 def tfhe(samples: Iterable[Sample]) -> dict[str, Any]:
     """The security entry of a record; its ``bits`` is that of the weakest sample.
@@ -51,28 +60,24 @@ def tfhe(samples: Iterable[Sample]) -> dict[str, Any]:
     Raises InsecureError below 128 bits.
     """
     samples = list(samples)
-    levels = {sample: _bits(sample) for sample in samples}
-    weakest = min(samples, key=lambda sample: (levels[sample], _margin(sample)))
-    if levels[weakest] < MINIMUM_BITS:
+    weakest = min(samples, key=lambda sample: (_bits(sample), sample.margin))
+    if _bits(weakest) < MINIMUM_BITS:
+        needed = CURVES[MINIMUM_BITS].log2_std(weakest.dimension)
         raise InsecureError(
-            f"{weakest.name}: LWE dimension {weakest.dimension} with noise 2^{log2(weakest.variance) / 2:.2f} of the "
-            f"modulus is below {MINIMUM_BITS} bits (at least 2^{CURVES[MINIMUM_BITS].log2_std(weakest.dimension):.2f} "
-            f"is needed, and dimension {MINIMAL_DIMENSION}); let Concrete choose the parameters"
+            f"{weakest.name}: LWE dimension {weakest.dimension} with noise 2^{weakest.log2_std:.2f} of the modulus is "
+            f"below {MINIMUM_BITS} bits, which needs noise 2^{needed:.2f} and at least dimension {MINIMAL_DIMENSION}; "
+            f"let Concrete choose the parameters"
         )
     return {
-        "bits": levels[weakest],
+        "bits": _bits(weakest),
         "standard": "Concrete security curves (Lattice Estimator), binary secret, q = 2^64",
         "weakest": weakest.name,
-        "noise_above_curve_bits": round(_margin(weakest), 4),
+        "noise_above_curve_bits": round(weakest.margin, 4),
     }
 
 
 def _bits(sample: Sample) -> int:
-    if sample.dimension < MINIMAL_DIMENSION or sample.variance <= 0:
+    if sample.dimension < MINIMAL_DIMENSION:
         return 0
-    noise = log2(sample.variance) / 2 + _TOLERANCE
+    noise = sample.log2_std + _TOLERANCE
     return max((bits for bits, curve in CURVES.items() if noise >= curve.log2_std(sample.dimension)), default=0)
-
-
-def _margin(sample: Sample) -> float:
-    return log2(sample.variance) / 2 - CURVES[MINIMUM_BITS].log2_std(sample.dimension) if sample.variance > 0 else -1e9
