@@ -1,0 +1,365 @@
+"""The conformance suite: what every backend has to do, whatever its library. ``python -m bench test --backend NAME``.
+
+It drives the three roles exactly as a trial does, as processes that exchange bytes, on a tiny network in the lowering
+that ``backend.toml`` names. The environment variable BENCH_CONFORMANCE_BACKENDS holds the backends (``name`` or
+``name:variant``, comma separated; default: all that are registered).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import wire
+from backends.registry import BackendInfo, backends, resolve
+from bench.process import Party, TrialError
+from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise, ReLU
+
+VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
+BACKENDS = [name for name in os.environ.get(VARIABLE, "").split(",") if name] or [
+    info.name for info in backends().values() if not info.test_only
+]
+HIDDEN = 5
+IMAGES = 6
+TIMEOUT_S = 240.0
+# An accidental exception, which names its class; a refusal is a sentence for a person.
+ACCIDENT = re.compile(r"^\w+: [\w.]*(Error|Exception|Interrupt)\b")
+
+
+# -- what is run -------------------------------------------------------------------------------------------------------
+
+
+def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), outputs: int = 3) -> Network:
+    """Two linear layers with random weights and the activation of the lowering between them."""
+    random = np.random.default_rng(1)
+    inputs = int(np.prod(input_shape))
+    layers: tuple[Layer, ...]
+    if lowering == "integer":
+        step = 1 / 3  # of inputs of two bits
+        layers = (
+            Flatten(),
+            Quantise(step, 2),
+            Linear(
+                random.choice([-1.0, 0.0, 1.0], (HIDDEN, inputs), p=[0.2, 0.6, 0.2]), step * np.ones(HIDDEN), 2, 1.0
+            ),
+            ReLU(),
+            Quantise(3 * step, 2),
+            Linear(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8),
+        )
+    else:
+        activation = ReLU() if lowering == "float" else Polynomial(np.array([0.1, 0.5, 0.25]))
+        hidden, output = ((HIDDEN, inputs), (outputs, HIDDEN))
+        layers = (
+            Flatten(),
+            Linear(random.normal(size=hidden) / np.sqrt(inputs), random.normal(size=HIDDEN) / 4),
+            activation,
+            Linear(random.normal(size=output), random.normal(size=outputs)),
+        )
+    return Network("tiny", "conformance", lowering, input_shape, outputs, layers)
+
+
+def random_images(network: Network, count: int, seed: int = 2) -> np.ndarray:
+    """(count, channels, height, width) float32 in [0, 1]."""
+    return np.random.default_rng(seed).uniform(0, 1, (count, *network.input_shape)).astype(np.float32)
+
+
+def assert_close(lowering: str, logits: np.ndarray, expected: np.ndarray) -> None:
+    """float: to rounding; polynomial: CKKS is approximate; integer: exact but for rare failures of a bootstrapping."""
+    assert logits.shape == expected.shape
+    error = np.abs(logits - expected)
+    if lowering == "integer":
+        assert np.mean(error < 1e-4) > 0.7, f"only {np.mean(error < 1e-4):.0%} of the logits are exact"
+    else:
+        limit = 1e-5 if lowering == "float" else 1e-2
+        assert error.max() < limit, f"worst logit error {error.max():.2g}, the limit is {limit:g}"
+
+
+@dataclass
+class Deployment:
+    """A prepared network, a client that has made its keys, and a server that has loaded them."""
+
+    info: BackendInfo
+    network: Network
+    prepared: wire.Message
+    keys: dict[str, bytes]
+    client: Party
+    server: Party
+    start: Callable[[str], Party]  # a further party
+
+    @property
+    def batch(self) -> int:
+        return self.prepared.header["batch"]
+
+    @property
+    def encrypts(self) -> bool:
+        return self.info.scheme != "clear"
+
+    def request(self, images: np.ndarray, client: Party | None = None) -> bytes:
+        client = client or self.client
+        client.call("encrypt", images=wire.array_to_bytes(images))
+        return client.call("serialise").blobs["message"]
+
+    def response(self, request: bytes) -> bytes:
+        self.server.call("deserialise", message=request)
+        self.server.call("infer")
+        return self.server.call("serialise").blobs["message"]
+
+    def logits(self, response: bytes, client: Party | None = None) -> np.ndarray:
+        client = client or self.client
+        client.call("deserialise", message=response)
+        return wire.array_from_bytes(client.call("decrypt").blobs["logits"])
+
+    def ask(self, images: np.ndarray) -> np.ndarray:
+        return self.logits(self.response(self.request(images)))
+
+    def check(self, images: np.ndarray) -> None:
+        """Answers are right, in as many requests as it takes."""
+        parts = [self.ask(images[i : i + self.batch]) for i in range(0, len(images), self.batch)]
+        assert_close(self.info.lowering, np.concatenate(parts), self.network.forward(images))
+
+    def other_client(self) -> Party:
+        """Another client of the same model, with keys of its own."""
+        client = self.start("client")
+        client.call("load", artifact=self.prepared.blobs["client"])
+        client.call("keygen", {"seed": 1})
+        return client
+
+
+def deploy(stack: ExitStack, spec: str, network: Network, folder: Path, **job: Any) -> Deployment:
+    """Raises TrialError, as a trial does."""
+    info, variant = resolve(spec)
+    deadline = time.monotonic() + TIMEOUT_S
+
+    def start(role: str) -> Party:
+        return stack.enter_context(Party(role, info, 1, folder / f"{role}.log", deadline))
+
+    values = {"variant": variant, "scenario": "single-stream", "threads": 1, "model_privacy": "plain"} | job
+    blobs = {
+        "network": network.to_bytes(),
+        "calibration": wire.array_to_bytes(random_images(network, 64, seed=3)),
+    }
+    with start("owner") as owner:
+        prepared = owner.call("prepare", {"job": values}, **blobs)
+    client, server = start("client"), start("server")
+    client.call("load", artifact=prepared.blobs["client"])
+    server.call("load", artifact=prepared.blobs["server"])
+    keys = client.call("keygen", {"seed": 0}).blobs
+    server.call("load_keys", **keys)
+    return Deployment(info, network, prepared, keys, client, server, start)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Skips, and says so, where the backend's library is not installed."""
+    info, _ = resolve(request.param)
+    try:
+        with Party("owner", info, 1, tmp_path_factory.mktemp("probe") / "owner.log", time.monotonic() + TIMEOUT_S):
+            return request.param
+    except TrialError as error:
+        if error.status == "skipped":
+            pytest.skip(error.reason)
+        raise
+
+
+@pytest.fixture(scope="module")
+def deployment(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """An RGB network, one image a request."""
+    with ExitStack() as stack:
+        network = tiny_network(resolve(spec)[0].lowering)
+        yield deploy(stack, spec, network, tmp_path_factory.mktemp("deployment"))
+
+
+@pytest.fixture
+def encrypting(deployment: Deployment) -> Deployment:
+    if not deployment.encrypts:
+        pytest.skip("scheme clear: there are no keys")
+    return deployment
+
+
+def assert_refused(call: Callable[[], Any], role: str) -> None:
+    """By a message for people, and not by whatever the library happened to raise; the process lives on."""
+    with pytest.raises(TrialError) as refusal:
+        call()
+    assert refusal.value.status == "failed"
+    assert refusal.value.reason.startswith(f"{role}: ")
+    assert not ACCIDENT.match(refusal.value.reason), f"raise MessageError instead of: {refusal.value.reason}"
+
+
+# -- right answers -----------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_those_of_the_network(deployment: Deployment) -> None:
+    deployment.check(random_images(deployment.network, IMAGES))
+
+
+def test_requests_do_not_depend_on_earlier_ones(deployment: Deployment) -> None:
+    first, second = random_images(deployment.network, 2, seed=4)[:, None]
+    answers = np.concatenate([deployment.ask(images) for images in (first, second, first)])
+    assert_close(deployment.info.lowering, answers, deployment.network.forward(np.concatenate([first, second, first])))
+
+
+def test_extreme_images(deployment: Deployment) -> None:
+    shape = (1, *deployment.network.input_shape)
+    deployment.check(np.concatenate([np.zeros(shape, np.float32), np.ones(shape, np.float32)]))
+
+
+@pytest.mark.parametrize("outputs", [1, 14], ids=["one-output", "many-outputs"])
+def test_number_of_outputs(spec: str, outputs: int, tmp_path: Path) -> None:
+    """Gray images; one logit is a number and not a vector for some libraries."""
+    network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4), outputs)
+    with ExitStack() as stack:
+        deploy(stack, spec, network, tmp_path).check(random_images(network, 2))
+
+
+def test_offline(spec: str, tmp_path: Path) -> None:
+    """A full request and one of fewer images; a backend without this scenario says so."""
+    network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4))
+    with ExitStack() as stack:
+        try:
+            deployment = deploy(stack, spec, network, tmp_path, scenario="offline")
+        except TrialError as error:
+            assert not ACCIDENT.match(error.reason), error.reason
+            pytest.skip(error.reason)
+        images = random_images(network, deployment.batch)
+        assert_close(deployment.info.lowering, deployment.ask(images), network.forward(images))
+        fewer = images[: max(1, len(images) // 3)]
+        assert_close(deployment.info.lowering, deployment.ask(fewer), network.forward(fewer))
+
+
+def test_encrypted_model(spec: str, tmp_path: Path) -> None:
+    """It answers right, or the owner says that it cannot; the weights never stay readable in silence."""
+    network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4))
+    if resolve(spec)[0].scheme == "clear":
+        pytest.skip("scheme clear: nothing is encrypted")
+    with ExitStack() as stack:
+        try:
+            deployment = deploy(stack, spec, network, tmp_path, model_privacy="encrypted")
+        except TrialError as error:
+            assert error.reason.startswith("owner: ") and not ACCIDENT.match(error.reason), error.reason
+            pytest.skip(error.reason)
+        deployment.check(random_images(network, 1))
+        weights = [layer.weight for layer in network.layers if isinstance(layer, Linear)]
+        assert not any(w.tobytes() in deployment.prepared.blobs["server"] for w in weights)
+
+
+# -- what the owner reports --------------------------------------------------------------------------------------------
+
+
+def test_security(deployment: Deployment) -> None:
+    security = deployment.prepared.header["security"]
+    if deployment.encrypts:
+        assert isinstance(security["bits"], int) and security["bits"] >= 128
+        assert isinstance(security["standard"], str) and security["standard"]
+    else:
+        assert security is None
+
+
+def test_report_of_the_owner(deployment: Deployment) -> None:
+    header = deployment.prepared.header
+    assert deployment.batch >= 1
+    assert all(isinstance(count, int) and count > 0 for count in header["operations"].values())
+    assert bool(header["parameters"]) == deployment.encrypts
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_alone_decrypt_nothing(encrypting: Deployment) -> None:
+    """Whoever holds the client artifact, but not the keys, cannot read a response."""
+    response = encrypting.response(encrypting.request(random_images(encrypting.network, 1)))
+    stranger = encrypting.start("client")
+    stranger.call("load", artifact=encrypting.prepared.blobs["client"])
+    with pytest.raises(TrialError):
+        encrypting.logits(response, stranger)
+
+
+def test_other_keys_decrypt_nothing(encrypting: Deployment) -> None:
+    images = random_images(encrypting.network, 1)
+    response = encrypting.response(encrypting.request(images))
+    try:
+        logits = encrypting.logits(response, encrypting.other_client())
+    except TrialError:
+        return
+    assert np.abs(logits - encrypting.network.forward(images)).max() > 0.1
+
+
+def test_request_of_another_client_is_of_no_use(encrypting: Deployment) -> None:
+    """Evaluated with the keys that the server has, it is refused or gives nonsense to both clients."""
+    images, other = random_images(encrypting.network, 1), encrypting.other_client()
+    try:
+        response = encrypting.response(encrypting.request(images, other))
+    except TrialError as error:
+        assert not ACCIDENT.match(error.reason), error.reason
+    else:
+        for client in (encrypting.client, other):
+            try:
+                logits = encrypting.logits(response, client)
+            except TrialError:
+                continue
+            assert not np.abs(logits - encrypting.network.forward(images)).max() < 0.1
+    encrypting.check(images)  # and the server still serves its own client
+
+
+def test_same_image_encrypts_differently(encrypting: Deployment) -> None:
+    """Encryption is randomised: equal images must not be seen to be equal."""
+    images = random_images(encrypting.network, 1)
+    assert encrypting.request(images) != encrypting.request(images)
+
+
+# -- damaged messages --------------------------------------------------------------------------------------------------
+
+
+def damaged(message: bytes) -> dict[str, bytes]:
+    noise = np.random.default_rng(5).bytes(len(message))
+    return {
+        "empty": b"",
+        "one byte": message[:1],
+        "half": message[: len(message) // 2],
+        "without the last byte": message[:-1],
+        "random bytes": noise,
+        "random bytes after a good start": message[:16] + noise[16:],
+    }
+
+
+def flipped(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """One bit wrong, at the start, at the end and in between."""
+    for position in (0, len(message) // 3, len(message) // 2, len(message) - 1):
+        yield position, message[:position] + bytes([message[position] ^ 0x10]) + message[position + 1 :]
+
+
+def test_server_refuses_damaged_requests_and_lives(deployment: Deployment) -> None:
+    images = random_images(deployment.network, 1)
+    for bad in damaged(deployment.request(images)).values():
+        assert_refused(lambda message=bad: deployment.server.call("deserialise", message=message), "server")
+    deployment.check(images)
+
+
+def test_server_refuses_a_flipped_bit_and_lives(encrypting: Deployment) -> None:
+    images = random_images(encrypting.network, 1)
+    for _, bad in flipped(encrypting.request(images)):
+        assert_refused(lambda message=bad: encrypting.server.call("deserialise", message=message), "server")
+    encrypting.check(images)
+
+
+def test_server_refuses_a_response_for_a_request(encrypting: Deployment) -> None:
+    images = random_images(encrypting.network, 1)
+    response = encrypting.response(encrypting.request(images))
+    assert_refused(lambda: encrypting.server.call("deserialise", message=response), "server")
+    encrypting.check(images)
+
+
+def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> None:
+    images = random_images(encrypting.network, 1)
+    response = encrypting.response(encrypting.request(images))
+    for bad in (*damaged(response).values(), *(bad for _, bad in flipped(response))):
+        assert_refused(lambda message=bad: encrypting.client.call("deserialise", message=message), "client")
+    assert_close(encrypting.info.lowering, encrypting.logits(response), encrypting.network.forward(images))
