@@ -1,10 +1,10 @@
 """Quantisation-aware training (brevitas), and the way between the neutral integer network and a brevitas module.
 
 TFHE evaluates a hidden neuron with one programmable bootstrapping, whose cost is set by the width of the accumulator
-that it reads. So inputs have three bits and hidden weights are -1, 0 or 1, and the training itself keeps the accumulators narrow: values
-beyond `ACCUMULATOR_BITS` are penalised (the aim of Colbert et al., "A2Q: Accumulator-Aware Quantization with
-Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin). Neither rounding nor
-truncation of the accumulators is needed, so encryption computes exactly what `Network.forward` computes.
+that it reads. So inputs have three bits and hidden weights are -1, 0 or 1, and the training itself keeps the
+accumulators narrow: values near the end of `ACCUMULATOR_BITS` are penalised (the aim of Colbert et al., "A2Q:
+Accumulator-Aware Quantization with Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin).
+Accumulators need no rounding before the bootstrapping, so encryption computes what `Network.forward` computes.
 
 Scales are constants. The step of the hidden activation is an odd multiple of the accumulator's unit, so no accumulator
 lies exactly between two levels and NumPy, torch and concrete-ml cannot disagree about which way to round.
@@ -47,7 +47,6 @@ PENALTY = 0.3
 
 Split = tuple[np.ndarray, np.ndarray]
 Progress = Callable[[float, str], None]
-Teacher = Callable[[np.ndarray], np.ndarray]  # images in [0, 1] → logits
 
 
 # -- neutral network → brevitas ----------------------------------------------------------------------------------------
@@ -79,6 +78,20 @@ def to_torch(network: Network) -> nn.Sequential:
         else:
             raise NetworkError(f"layer {layer.type!r} is not supported in an integer network")
     return nn.Sequential(*modules).eval()
+
+
+def with_integer_biases(network: Network) -> Network:
+    """`network` with each bias rounded to the unit of its accumulator, which is all that an integer circuit can add."""
+    layers: list[Layer] = []
+    scale = 1.0
+    for layer in network.layers:
+        if isinstance(layer, Quantise):
+            scale = layer.scale
+        elif isinstance(layer, Linear | Conv2d):
+            unit = scale * layer.weight_scale
+            layer = dataclasses.replace(layer, bias=(np.round(layer.bias / unit) * unit).astype(np.float32))
+        layers.append(layer)
+    return dataclasses.replace(network, layers=tuple(layers))
 
 
 def _activation(kind: type[nn.Module], layer: Quantise) -> nn.Module:
@@ -136,22 +149,20 @@ def train_integer(
     outputs: int,
     hidden: int,
     seed: int,
-    teacher: Teacher | None = None,
     progress: Progress | None = None,
     images: int = IMAGES,
 ) -> Network:
     """`fcnn` with quantised inputs, weights and activations; the restart with the lowest validation loss is kept.
 
     train, val: images (n, channels, height, width), float32 in [0, 1] or uint8; labels: class indices (n, 1), or
-        (n, labels) of 0 and 1 for a multi-label task, or soft labels, float (n, outputs).
+        (n, labels) of 0 and 1 for a multi-label task, or soft ones (a teacher's, say), float (n, outputs).
     kind: the task's kind as MedMNIST names it.
-    teacher: where given, the mean of its probabilities and the labels is learnt.
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
     images: how many images each training sees.
     """
-    recipe = _Recipe(kind, outputs, teacher)
-    pool = torch.from_numpy(train[0]), recipe.targets(*train, soften=True)
-    check = torch.from_numpy(val[0]), recipe.targets(*val, soften=False)
+    recipe = _Recipe(kind, outputs)
+    pool = torch.from_numpy(train[0]), recipe.targets(train[1])
+    check = torch.from_numpy(val[0]), recipe.targets(val[1])
     report = progress or (lambda fraction, text: None)
     best, chosen = np.inf, None
     for restart in range(RESTARTS):
@@ -165,8 +176,22 @@ def train_integer(
         if score < best:
             best, chosen = score, module
     report(1.0, f"validation loss {best:.3f}")
-    provenance = {"seed": seed, "images": images, "restarts": RESTARTS, "validation_loss": best,
-                  "brevitas": version("brevitas"), "torch": version("torch")}
+    provenance = {
+        "quantisation": {
+            "bits": {
+                "input": INPUT_BITS,
+                "hidden_weight": HIDDEN_WEIGHT_BITS,
+                "accumulator": ACCUMULATOR_BITS,
+                "activation": ACTIVATION_BITS,
+                "output_weight": OUTPUT_WEIGHT_BITS,
+            },
+            "seed": seed,
+            "images_seen": images,
+            "restarts": RESTARTS,
+            "validation_loss": best,
+            "brevitas": version("brevitas"),
+        }
+    }
     return Network(model, task, "integer", input_shape, outputs, _export(chosen), provenance)
 
 
@@ -218,7 +243,6 @@ def _unit_range(images: torch.Tensor) -> torch.Tensor:
 class _Recipe:
     kind: str
     outputs: int
-    teacher: Teacher | None
 
     @property
     def multi_label(self) -> bool:
@@ -229,16 +253,11 @@ class _Recipe:
             return functional.binary_cross_entropy_with_logits(logits, targets)
         return functional.cross_entropy(logits, targets)
 
-    def targets(self, images: np.ndarray, labels: np.ndarray, soften: bool) -> torch.Tensor:
-        """Probabilities (n, outputs), mixed with the teacher's if `soften`."""
+    def targets(self, labels: np.ndarray) -> torch.Tensor:
+        """Probabilities (n, outputs)."""
         if labels.dtype.kind == "f" or self.multi_label:
-            targets = torch.from_numpy(labels).float()
-        else:
-            targets = functional.one_hot(torch.from_numpy(labels[:, 0]).long(), self.outputs).float()
-        if soften and self.teacher is not None:
-            logits = torch.from_numpy(self.teacher(_unit_range(torch.from_numpy(images)).numpy()))
-            targets = (targets + (logits.sigmoid() if self.multi_label else logits.softmax(1))) / 2
-        return targets
+            return torch.from_numpy(labels).float()
+        return functional.one_hot(torch.from_numpy(labels[:, 0]).long(), self.outputs).float()
 
     def fit(
         self, module: nn.Sequential, pool: tuple[torch.Tensor, torch.Tensor], images: int, progress: Progress

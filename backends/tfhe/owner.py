@@ -114,7 +114,7 @@ def _signed_bits(low: int, high: int) -> int:
 
 def _calibration(images: np.ndarray) -> np.ndarray:
     """Some of the images, darker and brighter ones too: the circuit is sized for the values that they produce."""
-    some = np.asarray(images[:CALIBRATION_IMAGES], np.float32)
+    some = np.asarray(images[:: -(-len(images) // CALIBRATION_IMAGES)], np.float32)
     return np.concatenate([some, np.clip(some - 0.1, 0, 1), np.clip(some + 0.1, 0, 1), np.clip(some * 1.3, 0, 1)])
 
 
