@@ -41,12 +41,22 @@ class Role:
     # Each method unpacks its arguments first and returns the function to be timed. What that returns builds the reply.
 
     def _prepare(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        job = api.Job(
+        job = self._job(header, blobs)
+        return lambda: self._prepared(self._target.prepare(job))
+
+    def _explain(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        job = self._job(header, blobs)
+        if not hasattr(self._target, "explain"):
+            raise api.BackendError("this backend has no plan to explain")
+        return lambda: wire.Message({"explanation": self._target.explain(job)})
+
+    @staticmethod
+    def _job(header: dict[str, Any], blobs: dict[str, bytes]) -> api.Job:
+        return api.Job(
             network=Network.from_bytes(blobs["network"]),
             calibration=wire.array_from_bytes(blobs["calibration"]),
             **header["job"],
         )
-        return lambda: self._prepared(self._target.prepare(job))
 
     @staticmethod
     def _prepared(p: api.Prepared) -> wire.Message:
@@ -90,16 +100,35 @@ class Role:
         return wire.Message()
 
 
-OPERATIONS = ("prepare", "load", "keygen", "load_keys", "encrypt", "infer", "serialise", "deserialise", "decrypt")
+OPERATIONS = (
+    "prepare",
+    "explain",
+    "load",
+    "keygen",
+    "load_keys",
+    "encrypt",
+    "infer",
+    "serialise",
+    "deserialise",
+    "decrypt",
+)
 
 
 def measured(call: Callable[[], wire.Message]) -> wire.Message:
-    """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header."""
-    _reset_peak()
+    """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header.
+
+    peak_rss_is_of: ``operation`` or, where the kernel cannot reset its peak, the ``process`` so far.
+    """
+    peak_rss_is_of = "operation" if _reset_peak() else "process"
     cpu, wall = _cpu_s(), time.perf_counter_ns()
     reply = call()
     wall_s = (time.perf_counter_ns() - wall) / 1e9
-    cost = {"wall_s": wall_s, "cpu_s": _cpu_s() - cpu, "peak_rss_bytes": _peak_rss_bytes()}
+    cost = {
+        "wall_s": wall_s,
+        "cpu_s": _cpu_s() - cpu,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_is_of": peak_rss_is_of,
+    }
     return wire.Message(reply.header | cost, reply.blobs)
 
 
@@ -108,9 +137,12 @@ def _cpu_s() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # without it the peak is that of the process so far
-        Path("/proc/self/clear_refs").write_text("5")
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+    except OSError:
+        return False
+    return True
 
 
 def _peak_rss_bytes() -> int:
@@ -134,26 +166,25 @@ def main() -> None:
     fd, threads, memory_limit_bytes = map(int, (sys.argv[1], *sys.argv[4:]))
     with contextlib.suppress(OSError, AttributeError):  # no orphan survives the harness (Linux only)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the harness ends its parties itself
     if memory_limit_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     connection = socket.socket(fileno=fd)
     try:
         role = Role(role_name, module)
-        wire.send(connection, wire.Message({"ready": os.getpid()}))
     except Exception as error:  # whatever an import raises belongs into the record
         wire.send(connection, _failure(error))
         return
+    wire.send(connection, wire.Message({"ready": os.getpid()}))
     while (request := wire.receive(connection)) is not None:
         try:
             operation = request.header.pop("operation", "")
             if operation not in OPERATIONS:
                 raise api.BackendError(f"unknown operation {operation!r}")
-            reply = measured(role.call(operation, request.header, request.blobs))
-        except Exception as error:
-            reply = _failure(error)
-        wire.send(connection, reply)
+            reply = wire.encode(measured(role.call(operation, request.header, request.blobs)))
+        except Exception as error:  # also of `encode`: a report that is no plain JSON, a message that is too long
+            reply = wire.encode(_failure(error))
+        connection.sendall(reply)
 
 
 if __name__ == "__main__":

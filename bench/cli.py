@@ -9,7 +9,7 @@ import shlex
 import sys
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from bench.record import Record, Trial
     from bench.runner import Subject
+    from models.tasks import Dataset
 
     Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
 
@@ -124,7 +125,7 @@ def run(
     }
     try:
         trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
-    except suites.SuiteError as error:
+    except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     try:
@@ -168,7 +169,10 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
             notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
         return small or ["digits"]
 
-    blocks = [msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials]
+    try:
+        blocks = [msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials]
+    except msgspec.ValidationError as error:
+        raise suites.SuiteError(f"invalid option: {error}") from error
     default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
@@ -187,30 +191,23 @@ def _start(folder: Path, suite: str, notes: list[str]) -> None:
 
 def _run_all(trials: list[Trial], folder: Path, data_dir: Path | None, memory_limit_bytes: int) -> list[Record]:
     from bench import runner
-    from bench.record import Record, RecordError
+    from bench.record import Store
 
-    records = []
+    records, store = [], Store(folder / "records")
     with _progress(len(trials)) as report:
-        lowerings = {trial.backend: resolve(trial.backend)[0].lowering for trial in trials}
-        wanted = dict.fromkeys((trial.task, trial.model, lowerings[trial.backend]) for trial in trials)
-        subjects = {key: _subject(*key, data_dir, report) for key in wanted}  # first: missing data ends the run early
         for number, trial in enumerate(trials):
             info, _ = resolve(trial.backend)
-            subject = subjects[trial.task, trial.model, info.lowering]
-            path = folder / "records" / f"{runner.key(trial, subject, info)}.json"
             try:
-                record = Record.load(path) if path.exists() else None
-            except RecordError:
-                record = None  # damaged: made again
-            if record is None or record.status != "ok":
-                stages = partial(_stage, report, number, trial.label)
-                record = runner.run(trial, subject, folder, stages, memory_limit_bytes)
-                record.save(folder / "records")
-            report(
-                number + 1,
-                f"{trial.label}: {record.status}" + (f", {record.reason}" if record.reason else ""),
-                finished=True,
-            )
+                subject = _subject(trial.task, trial.model, info.lowering, data_dir, report)
+            except (tasks.DataError, NetworkError) as error:
+                record = store.add(runner.skipped(trial, str(error)))
+            else:
+                record = store.get(runner.key(trial, subject, info))
+                if record is None or record.status != "ok":
+                    stages = partial(_stage, report, number, trial.label)
+                    record = store.add(runner.run(trial, subject, folder, stages, memory_limit_bytes))
+            outcome = f"{record.status}, {record.reason}" if record.reason else record.status
+            report(number + 1, f"{trial.label}: {outcome}", finished=True)
             records.append(record)
     return records
 
@@ -219,11 +216,15 @@ def _stage(report: Report, number: int, label: str, stage: str, share: float) ->
     report(number + share, f"{label}: {stage}")
 
 
+@lru_cache(maxsize=1)  # the trials of a task stand together, and a dataset may be large
+def _dataset(task_name: str, data_dir: Path | None) -> Dataset:
+    return tasks.load(tasks.task(task_name), data_dir)
+
+
 def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, report: Report) -> Subject:
     from bench.runner import Subject
 
-    task = tasks.task(task_name)
-    dataset = tasks.load(task, data_dir)
+    task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
 
     def training(share: float, text: str) -> None:
         report(None, f"training {model} for {task_name}: {share:.0%} {text}")
@@ -293,6 +294,31 @@ def _summary(records: list[Record]) -> None:
             with_unit(keys, "bytes") if keys else "",
         )
     Console().print(table)
+
+
+@app.command()
+def explain(
+    backend: Annotated[str, typer.Option()] = "ckks",
+    model: Annotated[str, typer.Option()] = "fcnn",
+    task: Annotated[str, typer.Option()] = "digits",
+    scenario: Annotated[str, typer.Option(help="single-stream or offline")] = "single-stream",
+    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Print a backend's plan: layouts, levels, parameters, operations, predicted and measured time by layer."""
+    from bench import explain as explanation
+    from bench.process import TrialError
+    from bench.record import Trial
+    from bench.runner import available_threads
+
+    info, _ = resolve(backend)
+    trial = Trial(backend=backend, model=model, task=task, scenario=scenario, threads=threads or available_threads())
+    with _progress(1) as bar:
+        subject = _subject(task, model, info.lowering, data_dir, bar)
+    try:
+        explanation.show(trial, subject)
+    except TrialError as error:
+        _fail(error.reason, FAILED)
 
 
 @app.command()

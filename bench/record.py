@@ -6,6 +6,7 @@ from them afterwards (`bench.metrics`), so a better statistic needs no new run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class Stage(msgspec.Struct, kw_only=True):
 
     A stage that happens once (prepare, keygen, load, load_keys) has one sample and no warm-up. For the stages of a
     request, `cold_wall_s` is the first call, `warmup_wall_s` the calls before the samples (the cold one not among them).
-    peak_rss_bytes: highest resident memory of that process during the samples of this stage.
+    peak_rss_bytes: highest resident memory of that process during this stage, cold call and warm-ups included.
     """
 
     role: Role
@@ -139,6 +140,41 @@ class Record(msgspec.Struct, kw_only=True):
         if record.schema != SCHEMA:
             raise RecordError(f"record {path} has schema {record.schema}, this version reads {SCHEMA}")
         return record
+
+
+class Store:
+    """The records of a run while it runs. Of a trial's failures on one machine only the latest is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._failures: dict[tuple[Trial, str], set[Path]] = {}
+        for path in folder.glob("*.json"):
+            with contextlib.suppress(RecordError):  # a damaged record is reported by the report
+                record = Record.load(path)
+                if record.status != "ok":
+                    self._failures.setdefault(_identity(record), set()).add(path)
+
+    def get(self, key: str) -> Record | None:
+        """None for a record that is not there or is damaged: the trial has to be run."""
+        path = self._folder / f"{key}.json"
+        try:
+            return Record.load(path) if path.exists() else None
+        except RecordError:
+            return None
+
+    def add(self, record: Record) -> Record:
+        """Saves the record, and deletes those of earlier failures of the same trial, of other code or options."""
+        path, failures = record.save(self._folder), self._failures.setdefault(_identity(record), set())
+        for earlier in failures - {path}:
+            earlier.unlink(missing_ok=True)
+        failures.clear()
+        if record.status != "ok":
+            failures.add(path)
+        return record
+
+
+def _identity(record: Record) -> tuple[Trial, str]:
+    return msgspec.structs.replace(record.trial, timeout_s=0.0), record.machine.get("host", "")
 
 
 def records_in(run: Path) -> Iterator[Path]:
