@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from backends.api import Job, Prepared
+from backends.api import BackendError, Job, Prepared
 
 Variants = dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]  # name → owner, client, server
 
@@ -19,6 +19,13 @@ class VariantOwner:
         prepared = self._variants[job.variant][0]().prepare(job)
         tag = job.variant.encode() + b"\0"
         return dataclasses.replace(prepared, client=tag + prepared.client, server=tag + prepared.server)
+
+    def explain(self, job: Job) -> dict[str, Any]:
+        """Raises BackendError for an implementation that has no plan to explain."""
+        owner = self._variants[job.variant][0]()
+        if not hasattr(owner, "explain"):
+            raise BackendError("this variant has no plan to explain; choose the default one")
+        return owner.explain(job)
 
 
 class VariantParty:

@@ -45,12 +45,13 @@ def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), o
     layers: tuple[Layer, ...]
     if lowering == "integer":
         step = 1 / 3  # of inputs of two bits
+        weight = np.zeros((HIDDEN, inputs))
+        for row in weight:  # few inputs a neuron, so that accumulators stay within 5 bits
+            row[random.choice(inputs, 4, replace=False)] = random.choice([-1.0, 1.0], 4)
         layers = (
             Flatten(),
             Quantise(step, 2),
-            Linear(
-                random.choice([-1.0, 0.0, 1.0], (HIDDEN, inputs), p=[0.2, 0.6, 0.2]), step * np.ones(HIDDEN), 2, 1.0
-            ),
+            Linear(weight, step * np.ones(HIDDEN), 2, 1.0),
             ReLU(),
             Quantise(3 * step, 2),
             Linear(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8),

@@ -11,12 +11,12 @@ from backends.slots.roles import SlotsClient, SlotsOwner, SlotsServer
 from backends.variants import VariantOwner, VariantParty
 
 LIBRARY = Seal()
+owner = partial(SlotsOwner, LIBRARY, Path(__file__).parent, hoisting=False)
+parties = (partial(SlotsClient, LIBRARY), partial(SlotsServer, LIBRARY))
 VARIANTS = {
-    "": (
-        partial(SlotsOwner, LIBRARY, Path(__file__).parent, hoisting=False),
-        partial(SlotsClient, LIBRARY),
-        partial(SlotsServer, LIBRARY),
-    ),
+    "": (owner, *parties),
+    "upload": (partial(owner, objective="upload"), *parties),
+    "memory": (partial(owner, objective="memory"), *parties),
     "naive": (NaiveOwner, NaiveClient, NaiveServer),
 }
 Owner = partial(VariantOwner, VARIANTS)

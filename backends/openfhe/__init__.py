@@ -11,12 +11,12 @@ from backends.slots.roles import SlotsClient, SlotsOwner, SlotsServer
 from backends.variants import VariantOwner, VariantParty
 
 LIBRARY = Openfhe()
+owner = partial(SlotsOwner, LIBRARY, Path(__file__).parent, hoisting=True)
+parties = (partial(SlotsClient, LIBRARY), partial(SlotsServer, LIBRARY))
 VARIANTS = {
-    "": (
-        partial(SlotsOwner, LIBRARY, Path(__file__).parent, hoisting=True),
-        partial(SlotsClient, LIBRARY),
-        partial(SlotsServer, LIBRARY),
-    ),
+    "": (owner, *parties),
+    "upload": (partial(owner, objective="upload"), *parties),
+    "memory": (partial(owner, objective="memory"), *parties),
     "naive": (NaiveOwner, NaiveClient, NaiveServer),
 }
 Owner = partial(VariantOwner, VARIANTS)

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def operations(plan: Plan) -> list[Operations]:
             count[level, "add"] += outputs * (1 if isinstance(step, Packed) else 2)
         counts.append(count)
     return counts
+
+
+def named(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Operations as people count them: both kinds of rotation steps are rotations, shared work is not listed."""
+    total: dict[str, int] = {}
+    for primitive, times in counts:
+        name = {"rotate_many_step": "rotate", "rotate_sum_step": "rotate"}.get(primitive, primitive)
+        if times and not name.startswith("rotate_"):
+            total[name] = total.get(name, 0) + times
+    return total
 
 
 def _inputs(plan: Plan, level: int) -> int:

@@ -103,11 +103,15 @@ class Program:
 
     def run(self, ciphers: list[Cipher]) -> list[Cipher]:
         """Ciphertexts of the request → ciphertexts of the response."""
-        for level, (step, program) in enumerate(zip(self.plan.steps, self._steps)):
-            if level:
-                ciphers = [self.square(cipher) for cipher in ciphers]
-            ciphers = self.affine(level, step, program, ciphers)
+        for level in range(len(self._steps)):
+            ciphers = self.step(level, ciphers)
         return ciphers
+
+    def step(self, level: int, ciphers: list[Cipher]) -> list[Cipher]:
+        """One affine map, with the squaring before it."""
+        if level:
+            ciphers = [self.square(cipher) for cipher in ciphers]
+        return self.affine(level, self.plan.steps[level], self._steps[level], ciphers)
 
     def square(self, cipher: Cipher) -> Cipher:
         """Relinearised first: rescaling three polynomials would multiply its rounding error by the square of the key."""

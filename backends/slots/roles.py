@@ -12,6 +12,7 @@ import numpy as np
 from backends import security
 from backends.api import BackendError, Job, MessageError, Prepared
 from backends.slots import blocks, costs, execute, planner
+from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library
 from backends.slots.plan import Plan
 
@@ -20,12 +21,14 @@ _LENGTH = struct.Struct("<Q")
 
 
 class SlotsOwner:
-    """`folder` holds the library's ``costs.json``."""
+    """folder: holds the library's ``costs.json``. hoisting: whether rotations of one ciphertext share work."""
 
-    def __init__(self, library: Library, folder: Path, hoisting: bool) -> None:
-        self._library, self._folder, self._hoisting = library, folder, hoisting
+    def __init__(
+        self, library: Library, folder: Path, *, hoisting: bool, objective: planner.Objective = "server"
+    ) -> None:
+        self._library, self._folder, self._hoisting, self._objective = library, folder, hoisting, objective
 
-    def plan(self, job: Job, objective: planner.Objective = "server") -> tuple[blocks.Blocks, Plan]:
+    def plan(self, job: Job) -> tuple[blocks.Blocks, Plan]:
         if job.model_privacy != "plain":
             raise BackendError("this backend does not encrypt the model yet; use --model-privacy plain")
         network = blocks.from_network(job.network, job.calibration)
@@ -37,7 +40,7 @@ class SlotsOwner:
             table,
             calibration,
             scenario=job.scenario,
-            objective=objective,
+            objective=self._objective,
             hoisting=self._hoisting,
         )
 
@@ -45,12 +48,7 @@ class SlotsOwner:
         network, plan = self.plan(job)
         description = self._library.describe(plan.parameters)
         calibration = job.calibration.reshape(len(job.calibration), -1)
-        counts = sum(costs.operations(plan), costs.Operations())
-        operations: dict[str, int] = {}
-        for (_, name), times in counts.items():
-            name = {"rotate_many_step": "rotate", "rotate_sum_step": "rotate"}.get(name, name)
-            if not name.startswith("rotate_"):
-                operations[name] = operations.get(name, 0) + times
+        operations = [(name, times) for count in costs.operations(plan) for (_, name), times in count.items()]
         return Prepared(
             client=plan.client_bytes(),
             server=plan.server_bytes(),
@@ -64,13 +62,18 @@ class SlotsOwner:
                 "threads": job.threads,
             },
             security=security.ckks(description),
-            operations={name: times for name, times in operations.items() if times},
+            operations=costs.named(operations),
             notes={
                 "layout": [plan.input.kind, *(step.kind for step in plan.steps)],
                 "predicted_server_ms": round(sum(costs.predict_ms(plan, costs.load(self._folder))), 1),
                 "predicted_logit_error": planner.simulated_error(plan, network, calibration),
             },
         )
+
+    def explain(self, job: Job) -> dict[str, Any]:
+        """The plan in words and figures, predicted and measured here; see `backends.slots.explain`."""
+        network, plan = self.plan(job)
+        return explain(plan, network, self._library, costs.load(self._folder), job.calibration)
 
 
 class SlotsClient:

@@ -1,0 +1,93 @@
+"""What a plan does and costs, layer by layer: predicted by the cost model, and measured with every primitive timed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from backends.slots import costs, execute
+from backends.slots.blocks import Blocks
+from backends.slots.library import Cipher, Library
+from backends.slots.plan import Plan
+
+REPETITIONS = 15
+
+
+class Timed:
+    """An evaluator that adds up the seconds of each primitive."""
+
+    def __init__(self, evaluator: Any) -> None:
+        self._evaluator = evaluator
+        self.seconds: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._evaluator, name)
+
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*arguments)
+            self.seconds[name] += time.perf_counter() - start
+            return result
+
+        return timed
+
+
+def explain(
+    plan: Plan, blocks: Blocks, library: Library, table: dict[str, list[float]], images: np.ndarray
+) -> dict[str, Any]:
+    """Layout, level, operations, predicted and measured milliseconds of each layer; medians over a few images."""
+    client, evaluator = library.client(plan.parameters), Timed(library.evaluator(plan.parameters))
+    evaluator.load_keys(client.keygen(plan.keys))
+    program = execute.Program(plan, evaluator, library.moduli(plan.parameters))
+    flat = images.reshape(len(images), -1)
+    repetitions = 1 if plan.input.batched else REPETITIONS
+    runs = []
+    for i in range(repetitions + (repetitions > 1)):
+        batch = np.resize(np.roll(flat, -i, axis=0), (plan.batch, flat.shape[1]))
+        runs.append(_run(plan, blocks, program, client, evaluator, batch))
+    runs = runs[1:] if repetitions > 1 else runs  # the first is cold
+    measured = np.median([r["layers_ms"] for r in runs], axis=0)
+    primitives = float(np.median([r["primitives_ms"] for r in runs]))
+    predicted = costs.predict_ms(plan, table)
+    counts = costs.operations(plan)
+    layers = [{"layer": "request", "layout": plan.input.kind, "level": 0, "operations": {}}]
+    for level, step in enumerate(plan.steps):
+        used = [(name, times) for count in counts for (owner, name), times in count.items() if owner == level]
+        layers.append(
+            {"layer": f"affine {level + 1}", "layout": step.kind, "level": level, "operations": costs.named(used)}
+        )
+    for layer, before, now in zip(layers, predicted, measured):
+        layer |= {"predicted_ms": float(before), "measured_ms": float(now)}
+    inference = float(measured[1:].sum())
+    return {
+        "parameters": library.describe(plan.parameters),
+        "scales_bits": [plan.parameters.input_scale_bits, *plan.parameters.weight_scale_bits],
+        "batch": plan.batch,
+        "layers": layers,
+        "primitives_ms": primitives,
+        "python_share": 1 - primitives / inference,
+        "worst_logit_error": max(r["error"] for r in runs),
+    }
+
+
+def _run(
+    plan: Plan, blocks: Blocks, program: execute.Program, client: Any, evaluator: Timed, images: np.ndarray
+) -> dict[str, Any]:
+    request = [client.serialise(cipher) for cipher in execute.encrypt(plan, client, images)]
+    layers_ms = []
+    start = time.perf_counter()
+    ciphers: list[Cipher] = [evaluator.deserialise(part) for part in request]
+    layers_ms.append(1e3 * (time.perf_counter() - start))
+    evaluator.seconds.clear()
+    for level in range(len(plan.steps)):
+        start = time.perf_counter()
+        ciphers = program.step(level, ciphers)
+        layers_ms.append(1e3 * (time.perf_counter() - start))
+    primitives_ms = 1e3 * sum(evaluator.seconds.values())
+    ciphers = [client.deserialise(evaluator.serialise(cipher)) for cipher in ciphers]
+    logits = execute.decrypt(plan, client, ciphers, program.scales[-1], len(images))
+    error = float(np.abs(logits - blocks.forward(images)).max())
+    return {"layers_ms": layers_ms, "primitives_ms": primitives_ms, "error": error}

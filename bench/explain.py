@@ -1,0 +1,50 @@
+"""``python -m bench explain``: a backend's plan in the terminal."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from backends.registry import resolve
+from bench.process import Party
+from bench.record import Trial
+from bench.runner import Subject, ask_owner
+
+
+def show(trial: Trial, subject: Subject) -> None:
+    """Raises TrialError, also for a backend that plans nothing."""
+    info, variant = resolve(trial.backend)
+    with tempfile.TemporaryDirectory() as folder:
+        log, deadline = Path(folder) / "owner.log", time.monotonic() + trial.timeout_s
+        with Party("owner", info, trial.threads, log, deadline) as owner:
+            explanation = ask_owner(owner, "explain", trial, variant, subject).header["explanation"]
+    console = Console()
+    console.print(f"[bold]{trial.label}[/], {trial.threads} threads, {explanation['batch']} image(s) a request")
+    for name, value in explanation["parameters"].items():
+        console.print(f"  {name}: {value:.2f}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)
+    console.print(f"  scales (bits) of input and weights: {explanation['scales_bits']}", highlight=False)
+    console.print(_table(explanation))
+    share, primitives = explanation["python_share"], explanation["primitives_ms"]
+    console.print(f"primitives {primitives:.1f} ms; Python above them {share:.1%} of the inference")
+    console.print(f"worst logit error against the network in the clear {explanation['worst_logit_error']:.1e}")
+
+
+def _table(explanation: dict[str, Any]) -> Table:
+    table = Table()
+    for name in ("layer", "layout", "level", "operations"):
+        table.add_column(name)
+    for name in ("predicted ms", "measured ms"):
+        table.add_column(name, justify="right")
+    for layer in explanation["layers"]:
+        operations = ", ".join(f"{times} {name}" for name, times in layer["operations"].items())
+        figures = [f"{layer[name]:.1f}" for name in ("predicted_ms", "measured_ms")]
+        table.add_row(layer["layer"], layer["layout"], str(layer["level"]), operations, *figures)
+    totals = [f"{sum(layer[name] for layer in explanation['layers']):.1f}" for name in ("predicted_ms", "measured_ms")]
+    table.add_section()
+    table.add_row("server", "", "", "", *totals)
+    return table
