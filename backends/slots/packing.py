@@ -102,7 +102,8 @@ def _packed(
     steps = len({t.giant for t in terms})
     bias = np.zeros(rows)
     bias[: len(affine.bias)] = affine.bias
-    kind = f"{len(terms)} diagonals ({min(baby, len(terms))} baby × {steps} giant steps), folds {[len(f) + 1 for f in folds]}"
+    radices = [len(fold) + 1 for fold in folds]
+    kind = f"{len(terms)} diagonals ({min(baby, len(terms))} baby × {steps} giant steps), folds {radices}"
     return Packed(kind, 1, tuple(terms), np.array(diagonals), folds, np.tile(bias, slots // rows)[None], real_part)
 
 
