@@ -40,7 +40,9 @@ class Server(clear.Server):
             case "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "oom":
-                raise MemoryError("cannot allocate 1 TiB")
+                np.empty(1 << 50, np.uint8)  # more than any address space
+            case "greedy":
+                np.empty(8 << 30, np.uint8)  # never touched: a limit of the address space forbids it, else it is free
             case "error":
                 raise RuntimeError("the library failed")
             case "wrong":
