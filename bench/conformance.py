@@ -25,14 +25,17 @@ from bench.process import Party, TrialError
 from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise, ReLU
 
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
-BACKENDS = [name for name in os.environ.get(VARIABLE, "").split(",") if name] or [
-    info.name for info in backends().values() if not info.test_only
-]
 HIDDEN = 5
 IMAGES = 6
 TIMEOUT_S = 240.0
 # An accidental exception, which names its class; a refusal is a sentence for a person.
 ACCIDENT = re.compile(r"^\w+: [\w.]*(Error|Exception|Interrupt)\b")
+
+
+def chosen() -> list[str]:
+    """The backends to test."""
+    asked = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    return asked or [info.name for info in backends().values() if not info.test_only]
 
 
 # -- what is run -------------------------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def deploy(stack: ExitStack, spec: str, network: Network, folder: Path, **job: A
     return Deployment(info, network, prepared, keys, client, server, start)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=chosen())
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Skips, and says so, where the backend's library is not installed."""
     info, _ = resolve(request.param)
