@@ -133,22 +133,38 @@ def measured(call: Callable[[], wire.Message]) -> wire.Message:
 
 
 def _cpu_s() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    """Of this process, of the children that have ended, and of those that are alive."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_child_cpu_s, _children()))
+
+
+def _child_cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system, see proc(5)
+
+
+def _children() -> list[int]:
+    try:
+        return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    except OSError:
+        return []
 
 
 def _reset_peak() -> bool:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+        for pid in ("self", *_children()):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # see proc(5)
     except OSError:
         return False
     return True
 
 
 def _peak_rss_bytes() -> int:
+    """The sum over this process and its children: pages that a fork shares count for each."""
     try:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in ("self", *_children())]
+        lines = [next(line for line in status.splitlines() if line.startswith("VmHWM")) for status in statuses]
+        return sum(int(line.split()[1]) * 1024 for line in lines)
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -206,6 +206,7 @@ class Seal:
     """`backends.slots.library.Library` over SEAL."""
 
     name = "ckks"
+    parallel = False
 
     def admissible(self, parameters: Parameters) -> bool:
         if max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits) > 60:

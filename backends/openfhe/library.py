@@ -216,6 +216,7 @@ class Openfhe:
     """`backends.slots.library.Library` over OpenFHE."""
 
     name = "openfhe"
+    parallel = True
 
     def admissible(self, parameters: Parameters) -> bool:
         if not 20 <= _scaling_bits(parameters) <= parameters.first_bits <= 60 or _scaling_bits(parameters) > 59:

@@ -111,6 +111,7 @@ class Library(Protocol):
     """Made without arguments; imports its FHE library only in these methods."""
 
     name: str
+    parallel: bool  # whether an operation uses all cores by itself
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""

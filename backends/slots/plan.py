@@ -114,6 +114,24 @@ class Plan:
             relinearisation=len(self.steps) > 1,
         )
 
+    def shares(self, count: int) -> list[Plan]:
+        """Plans whose responses add up to this one's, each with part of the hidden units; this one alone if it has
+        rotations to share or more than one hidden layer."""
+        if not (len(self.steps) == 2 and all(isinstance(step, Scalar) for step in self.steps)):
+            return [self]
+        first, last = self.steps
+        plans = []
+        for index in range(min(count, len(first.weight))):
+            rows = slice(index, None, count)
+            hidden = dataclasses.replace(first, weight=first.weight[rows], bias=first.bias[rows])
+            bias = last.bias if index == 0 else np.zeros_like(last.bias)
+            plans.append(
+                dataclasses.replace(
+                    self, steps=(hidden, dataclasses.replace(last, weight=last.weight[:, rows], bias=bias))
+                )
+            )
+        return plans
+
     def scales(self, moduli: list[int], steps: int | None = None) -> list[float]:
         """Exact scale before each step, and after the last one. steps: how many, where the plan has none itself."""
         scale = 2.0**self.parameters.input_scale_bits

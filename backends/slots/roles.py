@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import numpy as np
 
 from backends import security
 from backends.api import BackendError, Job, MessageError, Prepared
-from backends.slots import blocks, costs, execute, planner
+from backends.slots import blocks, costs, execute, messages, planner
 from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library
 from backends.slots.plan import Plan
-
-_HEADER = struct.Struct("<4s8sIII")  # magic, key identity, images, ciphertexts, checksum of the rest
-_LENGTH = struct.Struct("<Q")
+from backends.slots.workers import Worker
 
 
 class SlotsOwner:
@@ -97,10 +94,12 @@ class SlotsClient:
 
     def serialise(self, ciphertexts: tuple[int, list[Cipher]]) -> bytes:
         images, fresh = ciphertexts
-        return _frame(b"REQ1", self._identity, images, [self._client.serialise(cipher) for cipher in fresh])
+        return messages.frame(
+            messages.REQUEST, self._identity, images, [self._client.serialise(cipher) for cipher in fresh]
+        )
 
     def deserialise(self, response: bytes) -> tuple[int, list[Cipher]]:
-        images, parts = _parts(b"RES1", self._identity, response)
+        images, parts = messages.parse(messages.RESPONSE, self._identity, response)
         return images, [self._client.deserialise(part) for part in parts]
 
     def decrypt(self, ciphertexts: tuple[int, list[Cipher]]) -> np.ndarray:
@@ -109,60 +108,46 @@ class SlotsClient:
 
 
 class SlotsServer:
+    """A library that uses one core (`Library.parallel` false) gets a worker process for each further core, if the plan
+    can be shared."""
+
     def __init__(self, library: Library) -> None:
         self._library = library
 
     def load(self, artifact: bytes) -> None:
-        plan, _ = Plan.from_bytes(artifact)
-        self._evaluator = self._library.evaluator(plan.parameters)
-        self._program = execute.Program(plan, self._evaluator, self._library.moduli(plan.parameters))
+        self._plan, _ = Plan.from_bytes(artifact)
+        self._evaluator, moduli = (
+            self._library.evaluator(self._plan.parameters),
+            self._library.moduli(self._plan.parameters),
+        )
+        cores = 1 if self._library.parallel else len(os.sched_getaffinity(0))
+        self._programs = [execute.Program(plan, self._evaluator, moduli) for plan in self._plan.shares(cores)]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         blob = keys["evaluation"]
         self._identity = blob[:8]
         self._evaluator.load_keys(blob[8:])
+        self._workers = [Worker(program) for program in self._programs[1:]]
 
     def deserialise(self, request: bytes) -> tuple[int, list[Cipher]]:
-        images, parts = _parts(b"REQ1", self._identity, request)
-        expected = costs.request_ciphertexts(self._program.plan)
+        images, parts = messages.parse(messages.REQUEST, self._identity, request)
+        expected = costs.request_ciphertexts(self._plan)
         if len(parts) != expected:
             raise MessageError(f"a request of this plan has {expected} ciphertexts, not {len(parts)}")
+        for worker in self._workers:
+            worker.read(parts)
         return images, [self._evaluator.deserialise(part) for part in parts]
 
     def infer(self, ciphertexts: tuple[int, list[Cipher]]) -> tuple[int, list[Cipher]]:
         images, ciphers = ciphertexts
-        return images, self._program.run(ciphers)
+        for worker in self._workers:
+            worker.start()
+        results = self._programs[0].run(ciphers)
+        for worker in self._workers:
+            results = [self._evaluator.add(*pair) for pair in zip(results, worker.result(), strict=True)]
+        return images, results
 
     def serialise(self, ciphertexts: tuple[int, list[Cipher]]) -> bytes:
         images, ciphers = ciphertexts
-        return _frame(b"RES1", self._identity, images, [self._evaluator.serialise(cipher) for cipher in ciphers])
-
-
-def _frame(magic: bytes, identity: bytes, images: int, parts: list[bytes]) -> bytes:
-    body = b"".join(_LENGTH.pack(len(part)) + part for part in parts)
-    return _HEADER.pack(magic, identity, images, len(parts), zlib.crc32(body)) + body
-
-
-def _parts(magic: bytes, identity: bytes, message: bytes) -> tuple[int, list[bytes]]:
-    """Number of images and the serialised ciphertexts. Raises MessageError before a library sees a byte."""
-    if len(message) < _HEADER.size:
-        raise MessageError("truncated message: shorter than its header")
-    found, sender, images, count, checksum = _HEADER.unpack_from(message)
-    if found != magic:
-        raise MessageError(f"foreign message: expected {magic.decode()}, got {found!r}")
-    if sender != identity:
-        raise MessageError("this message belongs to other keys; load the keys of its client first")
-    body = memoryview(message)[_HEADER.size :]
-    if zlib.crc32(body) != checksum:
-        raise MessageError("damaged or truncated message: the checksum does not match; send it again")
-    parts, position = [], 0
-    for _ in range(count):
-        if position + _LENGTH.size > len(body):
-            raise MessageError("truncated message")
-        (length,) = _LENGTH.unpack_from(body, position)
-        position += _LENGTH.size
-        if position + length > len(body):
-            raise MessageError("truncated message")
-        parts.append(bytes(body[position : position + length]))
-        position += length
-    return images, parts
+        parts = [self._evaluator.serialise(cipher) for cipher in ciphers]
+        return messages.frame(messages.RESPONSE, self._identity, images, parts)

@@ -33,6 +33,7 @@ class Simulator:
     """`Library`, `ClientLibrary` and `Evaluator` in one."""
 
     name = "simulator"
+    parallel = False
 
     def __init__(self, noise: bool = False, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed) if noise else None

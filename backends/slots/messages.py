@@ -1,0 +1,51 @@
+"""Requests and responses of the packing engine: a checked header and the library's own ciphertexts, one after another."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from backends.api import MessageError
+
+_HEADER = struct.Struct("<4s8sII")  # kind, identity of the keys, images, checksum of the rest
+_LENGTH = struct.Struct("<Q")
+REQUEST, RESPONSE = b"REQ1", b"RES1"
+
+
+def frame(kind: bytes, identity: bytes, images: int, parts: list[bytes]) -> bytes:
+    body = join(parts)
+    return _HEADER.pack(kind, identity, images, zlib.crc32(body)) + body
+
+
+def parse(kind: bytes, identity: bytes, message: bytes) -> tuple[int, list[bytes]]:
+    """Number of images and the serialised ciphertexts. Raises MessageError before a library sees a byte."""
+    if len(message) < _HEADER.size:
+        raise MessageError("truncated message: shorter than its header")
+    found, sender, images, checksum = _HEADER.unpack_from(message)
+    if found != kind:
+        raise MessageError(f"foreign message: expected {kind.decode()}, got {found!r}")
+    if sender != identity:
+        raise MessageError("this message belongs to other keys; load the keys of its client first")
+    body = memoryview(message)[_HEADER.size :]
+    if zlib.crc32(body) != checksum:
+        raise MessageError("damaged or truncated message: the checksum does not match; send it again")
+    return images, split(body)
+
+
+def join(parts: list[bytes]) -> bytes:
+    return b"".join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
+
+
+def split(body: bytes | memoryview) -> list[bytes]:
+    """The inverse of `join`. Raises MessageError."""
+    parts, position = [], 0
+    while position < len(body):
+        if position + _LENGTH.size > len(body):
+            raise MessageError("truncated message")
+        (length,) = _LENGTH.unpack_from(body, position)
+        position += _LENGTH.size
+        if position + length > len(body):
+            raise MessageError("truncated message")
+        parts.append(bytes(body[position : position + length]))
+        position += length
+    return parts
