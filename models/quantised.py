@@ -6,8 +6,8 @@ accumulators narrow: values near the end of `ACCUMULATOR_BITS` are penalised (th
 Accumulator-Aware Quantization with Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin).
 Accumulators need no rounding before the bootstrapping, so encryption computes what `Network.forward` computes.
 
-Scales are constants. The step of the hidden activation is an odd multiple of the accumulator's unit, so no accumulator
-lies exactly between two levels and NumPy, torch and concrete-ml cannot disagree about which way to round.
+Scales are constants. Biases are real: that of the hidden layer becomes part of the table of its bootstrappings, that of
+the output is added in the clear after decryption.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from brevitas.inject.enum import RestrictValueType, ScalingImplType
 from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
 from models.network import Conv2d, Flatten, Layer, Linear, Network, NetworkError, Quantise, ReLU
 
@@ -35,7 +34,7 @@ MARGIN = 0.65  # share of the accumulator's range that training uses; the rest i
 INPUT_BITS = 3
 HIDDEN_WEIGHT_BITS = 2  # signed and narrow: -1, 0, 1
 ACTIVATION_BITS = 2
-ACTIVATION_STEP = 5  # accumulator units; odd
+ACTIVATION_STEP = 5  # accumulator units
 OUTPUT_WEIGHT_BITS = 3
 OUTPUT_WEIGHT_SCALE = 0.125
 
@@ -78,20 +77,6 @@ def to_torch(network: Network) -> nn.Sequential:
         else:
             raise NetworkError(f"layer {layer.type!r} is not supported in an integer network")
     return nn.Sequential(*modules).eval()
-
-
-def with_integer_biases(network: Network) -> Network:
-    """`network` with each bias rounded to the unit of its accumulator, which is all that an integer circuit can add."""
-    layers: list[Layer] = []
-    scale = 1.0
-    for layer in network.layers:
-        if isinstance(layer, Quantise):
-            scale = layer.scale
-        elif isinstance(layer, Linear | Conv2d):
-            unit = scale * layer.weight_scale
-            layer = dataclasses.replace(layer, bias=(np.round(layer.bias / unit) * unit).astype(np.float32))
-        layers.append(layer)
-    return dataclasses.replace(network, layers=tuple(layers))
 
 
 def _activation(kind: type[nn.Module], layer: Quantise) -> nn.Module:
@@ -196,7 +181,7 @@ def train_integer(
 
 
 def _initial(input_shape: tuple[int, int, int], hidden: int, outputs: int) -> nn.Sequential:
-    """The module to be trained: real weights behind the quantisers, biases rounded to the accumulator's unit."""
+    """The module to be trained: real weights behind the quantisers."""
     pixels = int(np.prod(input_shape))
     input_scale = 1 / (2**INPUT_BITS - 1)
     activation_scale = ACTIVATION_STEP * input_scale
@@ -212,27 +197,15 @@ def _initial(input_shape: tuple[int, int, int], hidden: int, outputs: int) -> nn
     nn.init.normal_(module[2].weight, std=0.25)
     nn.init.normal_(module[4].weight, std=OUTPUT_WEIGHT_SCALE)
     nn.init.uniform_(module[2].bias, 0, 1)
-    for affine, unit in ((module[2], input_scale), (module[4], activation_scale * OUTPUT_WEIGHT_SCALE)):
-        parametrize.register_parametrization(affine, "bias", _Rounded(unit))
     return module
-
-
-class _Rounded(nn.Module):
-    """Rounds to multiples of `unit`; the gradient passes (straight-through estimator)."""
-
-    def __init__(self, unit: float) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + (torch.round(x / self.unit) * self.unit - x).detach()
 
 
 def _forward(module: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, and the accumulators of the hidden layer in their unit."""
     quantise, flatten, affine, activation, output = module
     y = affine(flatten(quantise(_unit_range(images))))
-    return output(activation(y)), y * (2**INPUT_BITS - 1)
+    # The bias is no part of an accumulator: concrete-ml puts it into the bootstrapping's table.
+    return output(activation(y)), (y - affine.bias) * (2**INPUT_BITS - 1)
 
 
 def _unit_range(images: torch.Tensor) -> torch.Tensor:
@@ -292,7 +265,7 @@ def _export(module: nn.Sequential) -> tuple[Layer, ...]:
 
     def linear(part: nn.Module) -> Linear:
         weight = part.quant_weight()
-        return Linear(weight.value.numpy(), part.bias.numpy(), int(weight.bit_width.item()), weight.scale.item())
+        return Linear(weight.value.numpy(), part.bias.numpy().copy(), int(weight.bit_width.item()), weight.scale.item())
 
     inputs, _, hidden, activation, output = module
     return Flatten(), quantise(inputs), linear(hidden), ReLU(), quantise(activation), linear(output)

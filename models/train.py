@@ -98,10 +98,6 @@ def train(
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)
-        if lowering == "integer":
-            from models.quantised import with_integer_biases
-
-            network = with_integer_biases(network)
         networks[lowering] = _described(network, task, dataset, recipe, adjustment)
     report(1.0, f"{title}: trained")
     return networks

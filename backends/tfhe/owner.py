@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -93,18 +94,22 @@ def _check(job: Job) -> list[int]:
 
 
 def accumulator_bits(network: Network, images: np.ndarray) -> list[int]:
-    """Bits that hold every accumulator (bias included) of each linear layer over these images."""
+    """Bits that hold every accumulator of each linear layer over these images.
+
+    Without the bias, which concrete-ml adds inside the PBS's table, or, for the last layer, after decryption.
+    """
     x, scale, bits = np.asarray(images, np.float64), None, []
     for layer in network.layers:
-        x = layer(x)
         if isinstance(layer, Quantise):
             scale = layer.scale
         elif isinstance(layer, Linear | Conv2d):
             if scale is None or layer.weight_scale is None:
                 raise BackendError(f"the {layer.type} layer has no integer input or weights: train the network again")
-            units = np.round(x / (scale * layer.weight_scale))
+            without_bias = dataclasses.replace(layer, bias=np.zeros_like(layer.bias))
+            units = np.round(without_bias(x) / (scale * layer.weight_scale))
             bits.append(_signed_bits(int(units.min()), int(units.max())))
             scale = None  # until it is quantised again
+        x = layer(x)
     return bits
 
 

@@ -24,10 +24,10 @@ def tiny(fan_in: int = 6, hidden: int = 6, seed: int = 0) -> Network:
     layers = (
         Flatten(),
         Quantise(1 / 3, 2),
-        Linear(weight, rng.integers(-2, 3, hidden) / 3, 2, 1.0),
+        Linear(weight, rng.normal(size=hidden), 2, 1.0),
         ReLU(),
         Quantise(1.0, 2),
-        Linear(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.integers(-2, 3, 3) * 0.125, 3, 0.125),
+        Linear(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.normal(size=3), 3, 0.125),
     )
     return Network("fcnn", "tiny", "integer", SHAPE, 3, layers)
 
@@ -214,10 +214,12 @@ def test_other_lowerings_and_missing_calibration_are_refused(network):
         Owner().prepare(Job(network, calibration=IMAGES, model_privacy="encrypted"))
 
 
-def test_accumulator_bits_counts_two_s_complement():
-    def bits(bias: float) -> int:
-        layers = (Flatten(), Quantise(1.0, 1), Linear(np.zeros((1, 16)), np.array([bias]), 2, 1.0))
-        return owner.accumulator_bits(Network("m", "t", "integer", SHAPE, 1, layers), IMAGES[:1])[0]
+def test_accumulator_bits_counts_two_s_complement_without_the_bias():
+    def bits(weight: float) -> int:
+        weights = np.zeros((1, 16))
+        weights[0, 0] = weight
+        layers = (Flatten(), Quantise(1.0, 1), Linear(weights, np.full(1, 100.0), 6, 1.0))
+        return owner.accumulator_bits(Network("m", "t", "integer", SHAPE, 1, layers), np.ones((1, *SHAPE)))[0]
 
     assert [bits(b) for b in (0, 1, 7, 8, -1, -8, -9)] == [1, 2, 4, 5, 1, 4, 5]
 
