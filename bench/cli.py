@@ -155,7 +155,7 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     import msgspec
 
     from bench import suite as suites
-    from bench.runner import available_threads
+    from bench.machine import available_threads
 
     suite, notes = suites.read(name), []
 
@@ -307,9 +307,9 @@ def explain(
 ) -> None:
     """Print a backend's plan: layouts, levels, parameters, operations, predicted and measured time by layer."""
     from bench import explain as explanation
+    from bench.machine import available_threads
     from bench.process import TrialError
     from bench.record import Trial
-    from bench.runner import available_threads
 
     info, _ = resolve(backend)
     trial = Trial(backend=backend, model=model, task=task, scenario=scenario, threads=threads or available_threads())
@@ -346,13 +346,16 @@ def train(
 @app.command()
 def test(backend: Annotated[list[str] | None, typer.Option(help="Backends to test (default: all).")] = None) -> None:
     """Run the conformance suite against backends, registered ones of other packages included."""
-    import pytest
-
+    try:
+        import pytest
+    except ModuleNotFoundError:
+        _fail("the conformance suite needs pytest: pip install pytest", FAILED)
     names = _split(backend) or [name for name, info in backends().items() if not info.test_only]
     for name in names:
         resolve(name)
     os.environ["BENCH_CONFORMANCE_BACKENDS"] = ",".join(names)
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "conformance.py")]))
+    suite = Path(__file__).parent / "conformance.py"
+    sys.exit(pytest.main(["-v", "-rs", "-o", "addopts=", "-p", "no:cacheprovider", str(suite)]))
 
 
 @app.command()

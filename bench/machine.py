@@ -31,11 +31,16 @@ def machine() -> dict[str, Any]:
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],  # tells machines apart, names none
         "cpu": cpu.get("brand_raw", platform.processor() or "unknown"),
         "cpu_flags": " ".join(flag for flag in AVX_FLAGS if flag in cpu.get("flags", ())),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 from backends import wire
 from backends.registry import BackendInfo, resolve
 from bench import machine, metrics
+from bench.machine import available_threads
 from bench.process import Party, TrialError
 from bench.record import Outputs, Record, Role, Stage, Status, Trial
 from models.network import Network
@@ -348,7 +348,3 @@ def command(trial: Trial) -> str:
     if trial.model_privacy != "plain":
         options["model-privacy"] = trial.model_privacy
     return "python -m bench run " + " ".join(f"--{name} {value}" for name, value in options.items())
-
-
-def available_threads() -> int:
-    return len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.record import Record
-from tests.e2e.conftest import CommandLine, finish, records, wait_for
+from tests.e2e.command_line import CommandLine, finish, records, wait_for
 
 FAULTS = {
     "fake": ("ok", ""),

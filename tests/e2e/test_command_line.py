@@ -1,0 +1,162 @@
+"""What a person types: listing, errors that name the cure, the default run, reports and the other commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.record import records_in
+from tests.e2e.command_line import CommandLine, records
+
+SLOW_TO_IMPORT = {"torch", "pandas", "plotly", "scipy", "sklearn", "medmnist"}
+FHE_LIBRARIES = {"tenseal", "openfhe", "concrete", "brevitas"}
+
+
+def imported(stderr: str) -> set[str]:
+    """Top-level packages in the output of ``-X importtime``."""
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in stderr.splitlines() if line.count("|") == 2}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("list",), ("run", "--help"), ("run", "--backend", "nope")])
+def test_fast_commands_import_nothing_slow(bench: CommandLine, arguments: tuple[str, ...]) -> None:
+    packages = imported(bench(*arguments, python=("-X", "importtime")).stderr)
+    assert "typer" in packages  # the output was understood
+    assert not packages & (SLOW_TO_IMPORT | FHE_LIBRARIES)
+
+
+@pytest.fixture(scope="module")
+def plain(bench: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a short run, and what ``-X importtime`` says of it."""
+    folder = tmp_path_factory.mktemp("plain")
+    options = ("--backend", "clear", "--task", "digits", "--images", 3, "--seed", 7, "--threads", 1)
+    done = bench("run", *options, "--out", folder, python=("-X", "importtime"))
+    assert done.returncode == 0
+    return folder, done.stderr
+
+
+def test_a_run_and_its_report_import_no_fhe_library(plain: tuple[Path, str]) -> None:
+    """The harness, that is: parties are processes of their own. Nor torch, because nothing is trained."""
+    packages = imported(plain[1])
+    assert "pandas" in packages and not packages & (FHE_LIBRARIES | {"torch"})
+
+
+def test_list(bench: CommandLine) -> None:
+    done = bench("list")
+    assert done.returncode == 0
+    for name in ("clear", "ckks", "ckks:naive", "tfhe", "fcnn", "breastmnist", "digits", "quick"):
+        assert re.search(rf"^  {name} *\b", done.stdout, re.MULTILINE), name
+    assert not re.search(r"^  fake\b", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--backend", "nope"), "unknown backend 'nope': choose from "),
+        (("--backend", "clear:nope"), "backend 'clear' has no variant 'nope'"),
+        (("--model", "nope"), "unknown model 'nope': choose from fcnn"),
+        (("--task", "nope"), "unknown task 'nope': choose from "),
+        (("--scenario", "nope"), "Invalid enum value 'nope'"),
+        (("--suite", "nope"), "no suite 'nope': give a TOML file or one of quick"),
+        (("--threads", "two"), "Invalid value for '--threads'"),
+        (("--images", "-1"), "Invalid value for '--images'"),
+        (("--nope",), "No such option"),
+        (("--backend", "clear", "--task", "digits", "--out", "/dev/null/run"), "cannot write to /dev/null/run"),
+    ],
+)
+def test_usage_errors(bench: CommandLine, options: tuple[str, ...], message: str) -> None:
+    done = bench("run", *options)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "toml, message",
+    [
+        ("name = 'x'\n[[trials]]\nbackends = 'clear'", "unknown field `backends`"),
+        ("name = 'x'\n[[trials]]\nimages = 'all'", "Expected `int`, got `str`"),
+        ("name = 'x'\n[[trials]]\nscenario = 'nope'", "Invalid enum value 'nope'"),
+        ("[[trials]]", "missing required field `name`"),
+        ("name = ", "Invalid value"),
+    ],
+)
+def test_suite_files_that_cannot_be_understood(bench: CommandLine, tmp_path: Path, toml: str, message: str) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(toml)
+    done = bench("run", "--suite", suite)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"bench: {suite}: ") and message in done.stderr
+
+
+def test_without_medmnist_the_quick_suite_runs_on_digits_and_says_so(bench: CommandLine, tmp_path: Path) -> None:
+    done = bench("run", "--backend", "clear", "--images", 5, "--out", tmp_path)
+    assert done.returncode == 0
+    note = "MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn)."
+    assert note in done.stdout
+    assert json.loads((tmp_path / "run.json").read_text())["notes"] == [note]
+    assert note in (tmp_path / "report.html").read_text()
+    assert records(tmp_path)["clear"].trial.task == "digits"
+
+
+def test_missing_data_skips_its_own_trials_only(bench: CommandLine, tmp_path: Path) -> None:
+    """The file is there and damaged, so that the test is the same with and without a network."""
+    (tmp_path / "breastmnist.npz").write_bytes(b"damaged")
+    run = tmp_path / "run"
+    options = ("--backend", "clear", "--task", "breastmnist,digits", "--images", 5)
+    done = bench("run", *options, "--data-dir", tmp_path, "--out", run)
+    assert done.returncode == 1
+    found = {json.loads(path.read_text())["trial"]["task"]: json.loads(path.read_text()) for path in records_in(run)}
+    assert found["digits"]["status"] == "ok"
+    assert (
+        found["breastmnist"]["status"] == "skipped"
+        and "delete it and download it again" in found["breastmnist"]["reason"]
+    )
+
+
+def test_more_threads_than_cores_is_skipped(bench: CommandLine, tmp_path: Path) -> None:
+    done = bench("run", "--backend", "clear", "--task", "digits", "--threads", 10_000, "--out", tmp_path)
+    assert done.returncode == 1
+    record = records(tmp_path)["clear"]
+    assert record.status == "skipped" and record.reason.startswith("10000 threads asked for")
+
+
+def test_offline_scenario_answers_for_every_image_in_order(bench: CommandLine, tmp_path: Path) -> None:
+    """More images than fit one request, the last of them not full."""
+    options = ("--backend", "clear", "--task", "digits", "--scenario", "offline", "--images", 0)
+    assert bench("run", *options, "--out", tmp_path).returncode == 0
+    record = records(tmp_path)["clear"]
+    images = len(record.outputs.indices)
+    assert record.batch < images and images % record.batch
+    assert record.outputs.encrypted_logits == record.outputs.lowered_logits
+    infer = record.stage("server", "infer")
+    assert len(infer.wall_s) >= 3 and infer.cold_wall_s and len(infer.warmup_wall_s) == 1
+
+
+def test_report_is_made_again_from_records_alone(plain: tuple[Path, str], bench: CommandLine, tmp_path: Path) -> None:
+    shutil.copytree(plain[0] / "records", tmp_path / "records")
+    assert bench("report", tmp_path).returncode == 0
+    assert (tmp_path / "results.csv").read_text() == (plain[0] / "results.csv").read_text()
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_report_of_a_folder_without_records(bench: CommandLine, tmp_path: Path) -> None:
+    done = bench("report", tmp_path)
+    assert done.returncode == 1 and "no records in" in done.stderr
+
+
+def test_the_command_in_a_record_makes_the_same_record(
+    plain: tuple[Path, str], bench: CommandLine, tmp_path: Path
+) -> None:
+    first = records(plain[0])["clear"]
+    assert bench(*first.command.removeprefix("python -m bench ").split(), "--out", tmp_path).returncode == 0
+    second = records(tmp_path)["clear"]
+    assert (second.key, second.trial, second.outputs) == (first.key, first.trial, first.outputs)
+
+
+def test_conformance_from_the_command_line(bench: CommandLine) -> None:
+    done = bench("test", "--backend", "clear")
+    assert done.returncode == 0 and "passed" in done.stdout
+    assert bench("test", "--backend", "nope").returncode == 2
