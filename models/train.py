@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from models import fcnn
 from models.augment import augment
-from models.network import LOWERINGS, Layer, Linear, Network, Quantise
+from models.network import LOWERINGS, Layer, Linear, Network
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
 
@@ -207,23 +207,19 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     task, images = dataset.task, len(dataset.val)
     if task.multi_label:  # each label has an answer of its own; no class competes with another
         return network, 0.0
+    *body, last = network.layers
+    assert isinstance(last, Linear)
     logits = network.forward(validation.images.numpy() / 255)
     labels = validation.targets.argmax(1).numpy()
     counts = np.bincount(dataset.train.labels[:, 0], minlength=task.outputs) + 1.0
     shift = -np.log(counts / counts.sum())
     shift -= shift.mean()
-
-    *body, last = network.layers
-    assert isinstance(last, Linear)
-    # The bias of an integer network stays a multiple of its accumulator's unit.
-    unit = next((layer.scale for layer in reversed(body) if isinstance(layer, Quantise)), 1) * (last.weight_scale or 0)
-    shifts = [np.round(tau * shift / unit) * unit if unit else tau * shift for tau in ADJUSTMENTS]
-    accuracy = np.array([np.mean((logits + shift).argmax(1) == labels) for shift in shifts])
+    accuracy = np.array([np.mean((logits + tau * shift).argmax(1) == labels) for tau in ADJUSTMENTS])
     best = accuracy.max()
-    chosen = int(np.flatnonzero(accuracy >= best - np.sqrt(best * (1 - best) / images))[-1])
-    bias = (last.bias + shifts[chosen]).astype(np.float32)
+    tau = float(ADJUSTMENTS[accuracy >= best - np.sqrt(best * (1 - best) / images)].max())
+    bias = (last.bias + tau * shift).astype(np.float32)
     layers: tuple[Layer, ...] = (*body, dataclasses.replace(last, bias=bias))
-    return dataclasses.replace(network, layers=layers), float(ADJUSTMENTS[chosen])
+    return dataclasses.replace(network, layers=layers), tau
 
 
 def _integer(model: str, recipe: Recipe, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
@@ -253,7 +249,8 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
         "budget": recipe.budget,
         "teachers": TEACHERS,
         "restarts": RESTARTS,
-        "images_seen": {"teacher": TEACHER_IMAGES, "student": STUDENT_IMAGES},
+        "teacher_images": TEACHER_IMAGES,
+        "images": STUDENT_IMAGES,
         "selection": "lowest loss on the validation split and augmented views of it",
         "logit_adjustment": round(adjustment, 2),
         "validation": evaluate(network, dataset.val, task.kind),

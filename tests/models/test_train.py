@@ -8,7 +8,7 @@ import torch
 
 from models import fcnn, tasks, train, zoo
 from models.augment import augment
-from models.network import Linear, Network, Polynomial
+from models.network import Flatten, Linear, Network, Polynomial
 from models.tasks import Dataset, Split
 
 REAL = ("float", "polynomial")
@@ -50,6 +50,7 @@ def test_learns_each_kind(digits, kind, channels, outputs, label, least):
     heard = []
     trained = train.train("fcnn", data.task, data, REAL, progress=lambda *said: heard.append(said), budget=BUDGET)
     assert list(trained) == list(REAL)
+    assert heard[-1][0] == 1
     for lowering, network in trained.items():
         assert (network.lowering, network.task, network.model) == (lowering, "other", "fcnn")
         assert network.input_shape == (channels, 28, 28)
@@ -59,8 +60,14 @@ def test_learns_each_kind(digits, kind, channels, outputs, label, least):
         assert network.provenance["test"]["images"] == len(data.test)
     fractions = [fraction for fraction, _ in heard]
     assert fractions == sorted(fractions)
-    assert fractions[-1] == 1
     assert all(isinstance(text, str) and "other" in text for _, text in heard)
+
+
+def test_integer_lowering_learns(digits):
+    data = relabelled(digits, "ordinal-regression", 3, 5, lambda d: d // 2)
+    network = train.train("fcnn", data.task, data, ("integer",), budget=0.05)["integer"]
+    assert network.provenance["test"]["accuracy"] > 0.35
+    assert all(layer.weight_bits and layer.weight_scale for layer in network.layers if isinstance(layer, Linear))
 
 
 def test_same_seed_same_weights_whatever_the_test_split(digits):
@@ -114,14 +121,11 @@ def test_adjustment_takes_the_prior_back_only_as_far_as_validation_allows():
     def network(weight):
         first = np.zeros((2, 784), np.float32)
         first[1, 0] = weight
-        return Network("m", "t", "float", (1, 28, 28), 2, (train_flatten(), Linear(first, bias)))
-
-    from models.network import Flatten as train_flatten
+        return Network("m", "t", "float", (1, 28, 28), 2, (Flatten(), Linear(first, bias)))
 
     sure, tau = train.adjusted(network(5.0), data, validation)
     assert tau == 1  # … while an image that speaks for itself needs no prior.
     assert np.diff(sure.layers[-1].bias) == pytest.approx(0, abs=0.01)
-    _, tau = train.adjusted(network(-0.5), data, validation)
     assert 0 < tau < 1 or tau == 1
     wrong = Split(images, np.zeros_like(labels))
     contrary = train.Labelled(validation.images, torch.eye(2)[wrong.labels[:, 0]])
