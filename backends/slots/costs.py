@@ -108,7 +108,8 @@ def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
         values = table[primitive]
         if primes <= len(values):
             return values[primes - 1]
-        fit = np.polyfit(range(1, len(values) + 1), values, 2)  # key switching is quadratic in the primes
+        degree = min(2, len(values) - 1)  # key switching is quadratic in the primes
+        fit = np.polyfit(range(1, len(values) + 1), values, degree)
         return float(max(np.polyval(fit, primes), values[-1]))
 
     result = [request_ciphertexts(plan) * cost("deserialise", primes)] + [0.0] * len(plan.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -18,7 +19,7 @@ from backends.slots.simulator import Simulator
 
 Objective = Literal["server", "upload", "memory"]
 RING_DIMENSIONS = (8192, 16384, 32768)
-PRECISION_BITS = range(7, 17)  # of the values between layers, relative to their range
+FIRST_GUESS_BITS, MINIMUM_BITS = 12, 6  # of the values between layers, relative to their range
 TARGET_LOGIT_ERROR = 3e-3  # of the simulated worst case; the promise is 1e-2
 HEAD_ROOM_BITS = 2
 MAX_EXTRA_STATE_BITS = 12
@@ -44,10 +45,9 @@ def plan(
         layout = _layout(blocks, ring_dimension // 2, table, scenario, objective, hoisting)
         if layout is None:
             continue
-        for bits in PRECISION_BITS:
-            candidate = _with_parameters(layout, ring_dimension, _inputs(blocks), bits, library)
-            if candidate is not None and simulated_error(candidate, blocks, calibration) <= TARGET_LOGIT_ERROR:
-                return candidate
+        found = _smallest(layout, ring_dimension, blocks, library, calibration)
+        if found is not None:
+            return found
     raise BackendError(
         f"no parameters up to ring dimension {RING_DIMENSIONS[-1]} hold {len(blocks.affines)} affine layers at 128 bits "
         "with enough precision; use a shallower network"
@@ -151,23 +151,38 @@ def _parameters(
     )
 
 
-def _with_parameters(
-    layout: Plan, ring_dimension: int, inputs: Sequence[int], precision_bits: int, library: Library
+def _smallest(
+    layout: Plan, ring_dimension: int, blocks: Blocks, library: Library, calibration: np.ndarray
 ) -> Plan | None:
+    """The layout with the fewest bits whose simulated error is small enough; None if the ring cannot hold them.
+
+    An error halves with every bit, so one simulation tells how many are missing.
+    """
+    bits = FIRST_GUESS_BITS
+    error = simulated_error(_with_bits(layout, ring_dimension, blocks, bits), blocks, calibration)
+    bits = max(MINIMUM_BITS, bits + math.ceil(math.log2(max(error, 1e-9) / TARGET_LOGIT_ERROR)))
     for extra in range(MAX_EXTRA_STATE_BITS):
-        parameters = _parameters(ring_dimension, inputs, precision_bits, extra, layout.input.batched)
-        if library.admissible(parameters):
-            return dataclasses.replace(layout, parameters=parameters)
+        candidate = _with_bits(layout, ring_dimension, blocks, bits, extra)
+        if library.admissible(candidate.parameters):
+            return candidate
     return None
+
+
+def _with_bits(layout: Plan, ring_dimension: int, blocks: Blocks, bits: int, extra_state_bits: int = 0) -> Plan:
+    parameters = _parameters(ring_dimension, _inputs(blocks), bits, extra_state_bits, layout.input.batched)
+    return dataclasses.replace(layout, parameters=parameters)
 
 
 def simulated_error(candidate: Plan, blocks: Blocks, calibration: np.ndarray) -> float:
     """Worst absolute logit error of the plan under simulated CKKS noise, over a few images."""
-    simulator = Simulator(noise=True)
+    images, noise_of = calibration[:SIMULATED_IMAGES], candidate.parameters.ring_dimension
+    if candidate.input.batched:  # as many slots as there are images are enough, with the noise of the real ring
+        small = dataclasses.replace(candidate.parameters, ring_dimension=2 * len(images))
+        candidate = dataclasses.replace(candidate, parameters=small)
+    simulator = Simulator(noise_of=noise_of)
     parameters = candidate.parameters
     client, evaluator = simulator.client(parameters), simulator.evaluator(parameters)
     program = Program(candidate, evaluator, simulator.moduli(parameters))
-    images = calibration[:SIMULATED_IMAGES]
     requests = [images] if candidate.input.batched else [images[i : i + 1] for i in range(len(images))]
     logits = [
         decrypt(candidate, client, program.run(encrypt(candidate, client, r)), program.scales[-1], len(r))

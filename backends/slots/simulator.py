@@ -1,9 +1,9 @@
 """CKKS on plain NumPy vectors: the reference executor of plans, and the smallest example of a `Library`.
 
-With `noise` it adds to every operation the error that CKKS adds, as independent Gaussians of the standard deviation
-that the literature gives for ternary secrets (Costache, Curtis, Hales, Murphy, Ogilvie, Player, "On the precision loss
-in approximate homomorphic encryption", SAC 2023, section 3), which is how the planner chooses the moduli. It encrypts
-nothing.
+Given `noise_of`, a ring dimension, it adds to every operation the error that CKKS adds there, as independent Gaussians of
+the standard deviation that the literature gives for ternary secrets (Costache, Curtis, Hales, Murphy, Ogilvie, Player, "On
+the precision loss in approximate homomorphic encryption", SAC 2023, section 3), which is how the planner chooses the
+moduli. It encrypts nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Simulator:
     name = "simulator"
     parallel = False
 
-    def __init__(self, noise: bool = False, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed) if noise else None
+    def __init__(self, noise_of: int = 0, seed: int = 0) -> None:
+        self._noise_of, self._random = noise_of, np.random.default_rng(seed)
         self._keys: set[int] = set()
         self.counts: dict[str, int] = {}
 
@@ -104,7 +104,8 @@ class Simulator:
     def weighted_sum(self, ciphers: Sequence[Vector], weights: Sequence[float], scale: float, level: int) -> Vector:
         self._count("multiply_scalar", len(ciphers))
         self._count("add", len(ciphers) - 1)
-        values = np.tensordot(np.asarray(weights), np.array([c.values for c in ciphers]), 1)
+        rounded = np.round(np.asarray(weights) * scale) / scale if self._noise_of else np.asarray(weights)
+        values = np.tensordot(rounded, np.array([c.values for c in ciphers]), 1)
         return Vector(values, ciphers[0].scale * scale, level)
 
     def square(self, a: Vector) -> Vector:
@@ -147,7 +148,7 @@ class Simulator:
     @property
     def _rounding(self) -> float:
         """Standard deviation of a coefficient of the rounding error (1 + s)·e of a division, s ternary."""
-        return float(np.sqrt((1 + 2 * self._parameters.ring_dimension / 3) / 12))
+        return float(np.sqrt((1 + 2 * self._noise_of / 3) / 12))
 
     def _switched(self, a: Vector) -> np.ndarray:
         """Key switching ends with a division by the special modulus, whose rounding dominates its error."""
@@ -158,9 +159,9 @@ class Simulator:
 
     def _noisy(self, values: np.ndarray, scale: float, coefficient_stddev: float) -> np.ndarray:
         """A slot is a sum of N coefficients times roots of unity: half of the variance is in its real part."""
-        if self._random is None:
+        if not self._noise_of:
             return values
-        stddev = coefficient_stddev * np.sqrt(self._parameters.ring_dimension / 2) / scale
+        stddev = coefficient_stddev * np.sqrt(self._noise_of / 2) / scale
         noise = self._random.normal(scale=stddev, size=values.shape)
         return (
             values

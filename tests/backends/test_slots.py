@@ -47,15 +47,20 @@ def simulated(plan: Plan, images: np.ndarray) -> np.ndarray:
     program = Program(plan, evaluator, simulator.moduli(plan.parameters))
     requests = [images] if plan.input.batched else list(images[:, None])
     return np.concatenate(
-        [decrypt(plan, evaluator, program.run(encrypt(plan, evaluator, r)), program.scales[-1], len(r)) for r in requests]
+        [
+            decrypt(plan, evaluator, program.run(encrypt(plan, evaluator, r)), program.scales[-1], len(r))
+            for r in requests
+        ]
     )
 
 
-widths = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 2) | st.tuples(st.integers(1, 2000), st.integers(1, 300))
+widths = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 2) | st.tuples(
+    st.integers(1, 2000), st.integers(1, 300)
+)
 three_layers = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(widths | three_layers, st.sampled_from(["single-stream", "offline"]), st.integers(0, 2**32 - 1))
 def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed: int) -> None:
     network, images = random_network(shape, seed)
@@ -65,7 +70,7 @@ def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -193,7 +198,7 @@ def answer(client, server, images: np.ndarray) -> np.ndarray:  # noqa: ANN001
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.tuples(st.integers(1, 900), st.integers(1, 100), st.integers(1, 12)), st.integers(0, 2**32 - 1))
 def test_an_encrypted_plan_computes_its_network(backend: str, shape: tuple[int, ...], seed: int) -> None:
     network, images = random_network(shape, seed)
