@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,18 +21,16 @@ from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomi
 
 LIBRARIES = ("ckks", "openfhe")
 SLOTS = 4096
-COSTS = dict.fromkeys(
-    "deserialise add add_plain multiply_plain multiply_scalar square relinearise conjugate rescale rotate_many_step "
-    "rotate_many_call rotate_sum_step rotate_sum_input rotate_sum_call".split(),
-    [1.0, 2.0],
-)
+PRIMITIVES = """deserialise add add_plain multiply_plain multiply_scalar square relinearise conjugate rescale
+rotate_many_step rotate_many_call rotate_sum_step rotate_sum_input rotate_sum_call""".split()
+COSTS = {primitive: [1.0, 2.0] for primitive in PRIMITIVES}
 
 
 def random_network(widths: tuple[int, ...], seed: int) -> tuple[Network, np.ndarray]:
     """A network of linear layers and quadratic activations, and images for it."""
     random = np.random.default_rng(seed)
     layers: list = [Flatten()]
-    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
         if index:
             c1 = random.uniform(-0.5, 0.5, widths[index])
             layers.append(Polynomial(np.array([c1 / 3, c1, random.uniform(0.1, 0.5, widths[index])])))
@@ -181,7 +180,7 @@ def test_predicted_operations_are_the_executed_ones() -> None:
 # -- the libraries ------------------------------------------------------------------------------------------------------
 
 
-def parties(backend: str, job: Job):  # noqa: ANN201
+def parties(backend: str, job: Job):
     module = importlib.import_module(f"backends.{backend}")
     prepared = module.Owner().prepare(job)
     client, server = module.Client(), module.Server()
@@ -191,7 +190,7 @@ def parties(backend: str, job: Job):  # noqa: ANN201
     return prepared, client, server
 
 
-def answer(client, server, images: np.ndarray) -> np.ndarray:  # noqa: ANN001
+def answer(client, server, images: np.ndarray) -> np.ndarray:
     request = client.serialise(client.encrypt(images))
     response = server.serialise(server.infer(server.deserialise(request)))
     return client.decrypt(client.deserialise(response))
