@@ -27,7 +27,7 @@ from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
 HIDDEN = 5
 IMAGES = 6
-TIMEOUT_S = 240.0
+TIMEOUT_S = 1800.0  # of a party's life: the one deployment that most tests share outlives all of them
 # An accidental exception, which names its class; a refusal is a sentence for a person.
 ACCIDENT = re.compile(r"^\w+: [\w.]*(Error|Exception|Interrupt)\b")
 
