@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ from bench.record import Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Scenario = Literal["single-stream", "offline"]
 Privacy = Literal["plain", "encrypted"]
 
@@ -39,10 +40,10 @@ class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     task: str | list[str] = "@small"
     scenario: Scenario | list[Scenario] = "single-stream"
     model_privacy: Privacy | list[Privacy] = "plain"
-    threads: int | list[int] = 0
-    images: int = 20
-    seed: int = 0
-    timeout_s: float = 600.0
+    threads: Count | list[Count] = 0
+    images: Count = 20
+    seed: Count = 0
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=1e7)] = 600.0
 
 
 class Suite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

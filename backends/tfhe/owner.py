@@ -16,7 +16,7 @@ import numpy as np
 from backends.api import BackendError, Job, Prepared
 from backends.tfhe import security
 from backends.tfhe.frame import IDENTITY_BYTES
-from backends.tfhe.library import temporaries_in, use_threads
+from backends.tfhe.library import temporaries_in
 from models.network import Conv2d, Linear, Network, Quantise
 
 # The chance that one PBS reads a neighbour of its accumulator (the optimiser's bound, at its noise estimate).
@@ -37,7 +37,6 @@ class Owner:
     def prepare(self, job: Job) -> Prepared:
         """Compiles the network. Raises BackendError, InsecureError."""
         bits = _check(job)
-        use_threads(job.threads)
         images = _calibration(job.calibration)
         with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
             module = _compile(job, images)
@@ -50,7 +49,6 @@ class Owner:
         settings = {
             "identity": hashlib.sha256(server).digest()[:IDENTITY_BYTES].hex(),
             "batch": batch,
-            "threads": job.threads,
             "input_shape": list(job.network.input_shape),
         }
         return Prepared(

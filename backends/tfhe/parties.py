@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from concrete.fhe import EvaluationKeys, Value
+from concrete.ml.deployment import FHEModelClient, FHEModelServer
 
 from backends.api import BackendError, MessageError
 from backends.tfhe import frame
-from backends.tfhe.library import temporaries_in, use_threads
+from backends.tfhe.library import temporaries_in
 from backends.tfhe.owner import SETTINGS
 
 
@@ -34,7 +36,6 @@ class _Party:
         self._circuit = bytes.fromhex(settings["identity"])
         self._batch: int = settings["batch"]
         self._input_shape = tuple(settings["input_shape"])
-        use_threads(settings["threads"])
         return self._folder.name
 
 
@@ -43,8 +44,6 @@ class Client(_Party):
 
     def load(self, artifact: bytes) -> None:
         folder = self._open(artifact)
-        from concrete.ml.deployment import FHEModelClient
-
         with temporaries_in(folder):
             self._model = FHEModelClient(folder)
 
@@ -78,15 +77,11 @@ class Server(_Party):
 
     def load(self, artifact: bytes) -> None:
         folder = self._open(artifact)
-        from concrete.ml.deployment import FHEModelServer
-
         with temporaries_in(folder):
             self._model = FHEModelServer(folder)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         """Reads the keys; Concrete decompresses them when `infer` first uses them."""
-        from concrete.fhe import EvaluationKeys
-
         self._key, (evaluation,) = frame.unpack(frame.KEYS, self._circuit, None, keys["evaluation"])
         self._keys = EvaluationKeys.deserialize(evaluation)
 
@@ -105,8 +100,6 @@ def _serialise(kind: bytes, circuit: bytes, key: bytes, values: list[Any]) -> by
 
 
 def _deserialise(kind: bytes, circuit: bytes, key: bytes, data: bytes, batch: int) -> list[Any]:
-    from concrete.fhe import Value
-
     _, parts = frame.unpack(kind, circuit, key, data)
     if not 1 <= len(parts) <= batch:
         raise MessageError(f"a message of {len(parts)} images: expected 1 to {batch}")

@@ -61,6 +61,8 @@ def test_list(bench: CommandLine) -> None:
         (("--task", "nope"), "unknown task 'nope': choose from "),
         (("--scenario", "nope"), "Invalid enum value 'nope'"),
         (("--suite", "nope"), "no suite 'nope': give a TOML file or one of quick"),
+        (("--timeout", "inf"), "invalid option: Expected `float`"),
+        (("--threads", "-1"), "invalid option: Expected `int` >= 0"),
         (("--threads", "two"), "Invalid value for '--threads'"),
         (("--images", "-1"), "Invalid value for '--images'"),
         (("--nope",), "No such option"),

@@ -1,0 +1,73 @@
+"""A backend with the mistakes that a newcomer's may have, chosen by the job's variant; see `test_runner`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from backends import clear
+from backends.api import Job, Prepared
+from backends.wire import array_to_bytes
+
+REPORTS = {
+    "report no JSON": {"parameters": {"ring_dimension": np.int64(8192)}},
+    "report of wrong type": {"operations": {"rotations": "twelve"}},
+    "no images in a request": {"batch": 0},
+    "insecure and silent": {"security": {"bits": 100, "standard": "none"}},
+    "security as text": {"security": {"bits": "128", "standard": "none"}},
+}
+
+
+class Owner:
+    def prepare(self, job: Job) -> Prepared:
+        prepared = clear.Owner().prepare(job)
+        prepared = dataclasses.replace(prepared, security={"bits": 128, "standard": "none"}, batch=2)
+        artifacts = {"client": job.variant.encode(), "server": job.variant.encode() + b"\0" + prepared.server}
+        return dataclasses.replace(prepared, **artifacts, **REPORTS.get(job.variant, {}))
+
+
+class Client(clear.Client):
+    def load(self, artifact: bytes) -> None:
+        self._variant = artifact.decode()
+
+    def keygen(self, seed: int) -> dict[str, bytes]:
+        return {"header": b"a", "self": b"bc", "blobs": b""}  # names that the protocol uses itself
+
+    def serialise(self, ciphertexts: np.ndarray) -> bytes:
+        return "text" if self._variant == "message no bytes" else super().serialise(ciphertexts)
+
+    def decrypt(self, ciphertexts: np.ndarray) -> np.ndarray:
+        changes = {
+            "logits flat": np.ravel,
+            "logits of fewer images": lambda logits: logits[:1],
+            "logits complex": lambda logits: logits + 0j,
+        }
+        return changes.get(self._variant, np.asarray)(ciphertexts)
+
+
+class Server(clear.Server):
+    def load(self, artifact: bytes) -> None:
+        variant, _, network = artifact.partition(b"\0")
+        self._variant = variant.decode()
+        super().load(network)
+
+    def load_keys(self, keys: dict[str, bytes]) -> None:
+        assert keys == {"header": b"a", "self": b"bc", "blobs": b""}
+
+    def infer(self, ciphertexts: np.ndarray) -> np.ndarray:
+        if self._variant == "exits":
+            print("license expired", file=sys.stderr)
+            sys.exit(3)
+        if self._variant == "child":
+            subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(3600 + {os.getppid()})"])
+        if self._variant == "allocates":
+            self._ballast = array_to_bytes(np.ones(25_000_000))
+        if self._variant == "releases":
+            np.ones(25_000_000)
+        if self._variant == "works hard":
+            sum(range(2_000_000))
+        return super().infer(ciphertexts)
