@@ -16,6 +16,7 @@ from backends.api import BackendError
 from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial
 
 RANGE_MARGIN = 1.5  # how far beyond the calibration images an intermediate value may go
+SMALLEST_RANGE = 1e-3  # of one value, relative to the largest of its layer
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,22 @@ def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndar
 
 
 def _normalise(affines: tuple[Affine, ...], x: np.ndarray) -> Blocks:
-    """Divides each affine map by its largest output; the next one takes the factor back (squared)."""
+    """Divides each output of an affine map by its largest value, so that the noise is small against every one of them;
+    the next map takes the factor back, squared. The logits have one factor for all."""
     if not len(x):
         raise BackendError("the owner needs calibration images to know the range of the intermediate values")
     scaled: list[Affine] = []
-    factor = 1.0
+    factor: np.ndarray | float = 1.0
     for index, affine in enumerate(affines):
         weight = affine.weight * factor
         values = (x if index == 0 else x * x) @ weight.T + affine.bias
-        largest = max(RANGE_MARGIN * float(np.abs(values).max()), 1e-12)
-        scaled.append(Affine(weight / largest, affine.bias / largest))
+        largest = np.abs(values).max(axis=0)
+        overall = max(float(largest.max()), 1e-12)
+        last = index == len(affines) - 1
+        # a unit that hardly ever differs from zero is not blown up without limit: other images may move it more
+        largest = RANGE_MARGIN * (
+            np.full_like(largest, overall) if last else np.maximum(largest, SMALLEST_RANGE * overall)
+        )
+        scaled.append(Affine(weight / largest[:, None], affine.bias / largest))
         x, factor = values / largest, largest**2
-    return Blocks(tuple(scaled), output_scale=largest)
+    return Blocks(tuple(scaled), output_scale=float(largest[0]))
