@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import secrets
 
 import numpy as np
 import tenseal as ts
 
 from backends import security
 from backends.api import BackendError, Job, MessageError, Prepared
-from backends.slots.blocks import from_network
+from backends.slots import messages
+from backends.slots.blocks import Affine, from_network
 
 SCALE_BITS = 37
 OUTER_BITS = 50
@@ -28,6 +30,18 @@ def _bits(layers: int) -> list[int]:
 
 def _ring_dimension(bits: list[int]) -> int:
     return next(n for n, limit in security.STANDARD_2018[128].items() if n >= 8192 and sum(bits) <= limit)
+
+
+def _with_bias(affine: Affine) -> np.ndarray:
+    """(inputs + 1, outputs + 1): the bias as one more input that is always 1, and stays 1 for the next layer.
+
+    Adding it as a vector would leave the slots behind the outputs without it, and the next `mm` reads those too.
+    """
+    outputs, inputs = affine.weight.shape
+    matrix = np.zeros((inputs + 1, outputs + 1))
+    matrix[:inputs, :outputs] = affine.weight.T
+    matrix[inputs] = [*affine.bias, 1.0]
+    return matrix
 
 
 class NaiveOwner:
@@ -49,9 +63,9 @@ class NaiveOwner:
         }
         security_entry = security.ckks(description)
         buffer = io.BytesIO()
-        arrays = {
-            f"{kind}{i}": a for i, x in enumerate(blocks.affines) for kind, a in (("w", x.weight.T), ("b", x.bias))
-        }
+        matrices = [_with_bias(affine) for affine in blocks.affines]
+        matrices[-1] = matrices[-1][:, :-1]
+        arrays = {f"w{index}": matrix for index, matrix in enumerate(matrices)}
         np.savez_compressed(buffer, **arrays)
         client = {"bits": bits, "output_scale": blocks.output_scale}
         return Prepared(
@@ -73,16 +87,17 @@ class NaiveClient:
         self._context = ts.context(ts.SCHEME_TYPE.CKKS, _ring_dimension(self._bits), coeff_mod_bit_sizes=self._bits)
         self._context.global_scale = 2**SCALE_BITS
         self._context.generate_galois_keys()
-        return {"evaluation": self._context.serialize(save_public_key=True, save_secret_key=False)}
+        self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
+        return {"evaluation": self._identity + self._context.serialize(save_public_key=True, save_secret_key=False)}
 
     def encrypt(self, images: np.ndarray) -> ts.CKKSVector:
-        return ts.ckks_vector(self._context, images.reshape(-1).astype(float).tolist())
+        return ts.ckks_vector(self._context, [*images.reshape(-1).astype(float).tolist(), 1.0])
 
     def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
-        return ciphertexts.serialize()
+        return messages.frame(messages.REQUEST, self._identity, 1, [ciphertexts.serialize()])
 
     def deserialise(self, response: bytes) -> ts.CKKSVector:
-        return _vector(self._context, response)
+        return _vector(self._context, messages.parse(messages.RESPONSE, self._identity, response))
 
     def decrypt(self, ciphertexts: ts.CKKSVector) -> np.ndarray:
         return np.array(ciphertexts.decrypt())[None] * self._output_scale
@@ -91,26 +106,27 @@ class NaiveClient:
 class NaiveServer:
     def load(self, artifact: bytes) -> None:
         with np.load(io.BytesIO(artifact), allow_pickle=False) as arrays:
-            self._layers = [(arrays[f"w{i}"].tolist(), arrays[f"b{i}"].tolist()) for i in range(len(arrays.files) // 2)]
+            self._matrices = [arrays[f"w{index}"].tolist() for index in range(len(arrays.files))]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        self._context = ts.context_from(keys["evaluation"])
+        self._identity, context = messages.identified(keys["evaluation"])
+        self._context = ts.context_from(context)
 
     def deserialise(self, request: bytes) -> ts.CKKSVector:
-        return _vector(self._context, request)
+        return _vector(self._context, messages.parse(messages.REQUEST, self._identity, request))
 
     def infer(self, ciphertexts: ts.CKKSVector) -> ts.CKKSVector:
         x = ciphertexts
-        for index, (weight, bias) in enumerate(self._layers):
-            x = (x.square() if index else x).mm(weight) + bias
+        for index, matrix in enumerate(self._matrices):
+            x = (x.square() if index else x).mm(matrix)
         return x
 
     def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
-        return ciphertexts.serialize()
+        return messages.frame(messages.RESPONSE, self._identity, 1, [ciphertexts.serialize()])
 
 
-def _vector(context: ts.Context, data: bytes) -> ts.CKKSVector:
+def _vector(context: ts.Context, message: tuple[int, list[bytes]]) -> ts.CKKSVector:
     try:
-        return ts.ckks_vector_from(context, data)
+        return ts.ckks_vector_from(context, message[1][0])
     except (RuntimeError, ValueError) as error:
         raise MessageError(f"TenSEAL cannot read this message: {error}") from error

@@ -156,7 +156,10 @@ class OpenfheEvaluator:
         return _unscaled(total)
 
     def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
-        context, factors = self._context, np.asarray(weights) * (scale * self._unit)
+        # OpenFHE turns a factor into an integer by cutting off the fraction of itself plus one half, also below zero,
+        # where that is one too many; in sums over hundreds of inputs this bias would be the largest error of all
+        integers = np.round(np.asarray(weights) * scale)
+        context, factors = self._context, np.where(integers < 0, integers - 0.75, integers) * self._unit
         total = context.EvalMult(ciphers[0], float(factors[0]))
         for cipher, factor in zip(ciphers[1:], factors[1:].tolist()):
             context.EvalAddInPlace(total, context.EvalMult(cipher, factor))

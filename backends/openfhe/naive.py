@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import secrets
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import openfhe
 from backends import security
 from backends.api import BackendError, Job, Prepared
 from backends.openfhe.library import FEATURES, describe, deserialise_ciphertext
+from backends.slots import messages
 from backends.slots.blocks import Affine, from_network
 from backends.slots.packing import power_of_two
 
@@ -98,9 +100,9 @@ class NaiveClient:
         self._public, self._secret = pair.publicKey, pair.secretKey
         self._context.EvalMultKeyGen(self._secret)
         self._context.EvalRotateKeyGen(self._secret, self._values["rotations"])
-        tag = self._secret.GetKeyTag()
+        tag, self._identity = self._secret.GetKeyTag(), secrets.token_bytes(messages.IDENTITY_BYTES)
         return {
-            "tag": tag.encode(),
+            "tag": self._identity + tag.encode(),
             "relinearisation": openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag),
             "evaluation": openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag),
         }
@@ -111,10 +113,10 @@ class NaiveClient:
         return self._context.Encrypt(self._public, self._context.MakeCKKSPackedPlaintext(vector))
 
     def serialise(self, ciphertexts: Any) -> bytes:
-        return openfhe.Serialize(ciphertexts, openfhe.BINARY)
+        return messages.frame(messages.REQUEST, self._identity, 1, [openfhe.Serialize(ciphertexts, openfhe.BINARY)])
 
     def deserialise(self, response: bytes) -> Any:
-        return deserialise_ciphertext(response)
+        return deserialise_ciphertext(messages.parse(messages.RESPONSE, self._identity, response)[1][0])
 
     def decrypt(self, ciphertexts: Any) -> np.ndarray:
         plain = self._context.Decrypt(self._secret, ciphertexts)
@@ -130,14 +132,15 @@ class NaiveServer:
         self._context = _context(header["depth"], header["slots"])
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        tag = keys["tag"].decode()
+        self._identity, name = messages.identified(keys["tag"])
+        tag = name.decode()
         if tag not in self._context.GetAllEvalMultKeys():
             openfhe.DeserializeEvalMultKeyString(keys["relinearisation"], openfhe.BINARY)
         if tag not in self._context.GetAllEvalAutomorphismKeys():
             openfhe.DeserializeEvalAutomorphismKeyString(keys["evaluation"], openfhe.BINARY)
 
     def deserialise(self, request: bytes) -> Any:
-        return deserialise_ciphertext(request)
+        return deserialise_ciphertext(messages.parse(messages.REQUEST, self._identity, request)[1][0])
 
     def infer(self, ciphertexts: Any) -> Any:
         context, x = self._context, ciphertexts
@@ -155,4 +158,4 @@ class NaiveServer:
         return x
 
     def serialise(self, ciphertexts: Any) -> bytes:
-        return openfhe.Serialize(ciphertexts, openfhe.BINARY)
+        return messages.frame(messages.RESPONSE, self._identity, 1, [openfhe.Serialize(ciphertexts, openfhe.BINARY)])

@@ -10,6 +10,12 @@ from backends.api import MessageError
 _HEADER = struct.Struct("<4s8sII")  # kind, identity of the keys, images, checksum of the rest
 _LENGTH = struct.Struct("<Q")
 REQUEST, RESPONSE = b"REQ1", b"RES1"
+IDENTITY_BYTES = 8
+
+
+def identified(keys: bytes) -> tuple[bytes, bytes]:
+    """The identity that a client puts before its keys, and the keys."""
+    return keys[:IDENTITY_BYTES], keys[IDENTITY_BYTES:]
 
 
 def frame(kind: bytes, identity: bytes, images: int, parts: list[bytes]) -> bytes:

@@ -86,7 +86,7 @@ class SlotsClient:
         self._scale = self._plan.scales(self._library.moduli(self._plan.parameters), extra["steps"])[-1]
 
     def keygen(self, seed: int) -> dict[str, bytes]:
-        self._identity = secrets.token_bytes(8)
+        self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
         return {"evaluation": self._identity + self._client.keygen(self._request)}
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:
@@ -124,9 +124,8 @@ class SlotsServer:
         self._programs = [execute.Program(plan, self._evaluator, moduli) for plan in self._plan.shares(cores)]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        blob = keys["evaluation"]
-        self._identity = blob[:8]
-        self._evaluator.load_keys(blob[8:])
+        self._identity, evaluation = messages.identified(keys["evaluation"])
+        self._evaluator.load_keys(evaluation)
         self._workers = [Worker(program) for program in self._programs[1:]]
 
     def deserialise(self, request: bytes) -> tuple[int, list[Cipher]]:
