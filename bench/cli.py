@@ -50,11 +50,6 @@ def main() -> None:
     except (tasks.DataError, NetworkError) as error:
         _fail(str(error), FAILED)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _fail(
-                f"the disk is full ({error.filename or 'while writing'}): free some space and run the same command again",
-                FAILED,
-            )
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
@@ -136,14 +131,19 @@ def run(
         print(note)
     try:
         records = _run_all(trials, folder, data_dir, int(memory_limit * 2**30))
+        _write_report(folder)
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; finished records are in {folder}, run the same command with --out {folder} to resume",
-            INTERRUPTED,
-        )
-    _write_report(folder)
+        _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full; free some space, {_resume(folder)}", FAILED)
     _summary(records)
     sys.exit(OK if all(record.status == "ok" for record in records) else FAILED)
+
+
+def _resume(folder: Path) -> str:
+    return f"finished records are in {folder}, run the same command with --out {folder} to resume"
 
 
 def _split(values: list[str] | None) -> list[str]:
@@ -333,13 +333,19 @@ def train(
     task: Annotated[str, typer.Option()] = "digits",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a copy of the trained networks.")] = None,
 ) -> None:
     """Train all lowerings of a model for a task; they are kept in the user cache."""
-    described = tasks.task(task)
+    try:
+        described = tasks.task(task)
+    except tasks.DataError as error:
+        _fail(str(error), USAGE)
     dataset = tasks.load(described, data_dir)
     with _progress(1) as bar:
         networks = zoo.train(model, described, dataset, seed=seed, progress=lambda share, text: bar(share, text))
     for lowering, network in networks.items():
+        if out:
+            network.save(out / f"{task}.{lowering}")
         print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
 
 

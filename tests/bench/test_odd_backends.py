@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from backends.registry import BackendInfo
-from bench import cli, runner
+from bench import cli, record, runner
 from bench.process import Party
 from bench.record import Record
 from tests.bench.test_runner import TRIAL, silent, subject
@@ -110,12 +111,18 @@ def test_threads_are_set_before_the_party_starts(tmp_path: Path) -> None:
     assert not process.is_running()
 
 
-def test_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full() -> None:
+def test_full_disk_ends_the_run_and_says_how_to_resume_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cli, "app", full)
+    options = ["--backend", "clear", "--task", "digits", "--images", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["bench", "run", *options])
+    monkeypatch.setattr(record.os, "fsync", full)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("bench: the disk is full")
+    error = capsys.readouterr().err
+    assert "bench: the disk is full; free some space" in error and f"--out {tmp_path} to resume" in error
+    assert list((tmp_path / "records").iterdir()) == []

@@ -9,12 +9,13 @@ import pytest
 
 from backends.registry import backends
 from bench import metrics
-from tests.e2e.command_line import CommandLine, records
+from tests.e2e.command_line import PATIENCE_S, CommandLine, records
 
 BACKENDS = {info.name: info for info in backends().values() if not info.test_only}
-IMAGES = 5
+IMAGES = 3
 
 
+@pytest.mark.timeout(PATIENCE_S)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_encrypted_run_on_digits(bench: CommandLine, tmp_path: Path, backend: str) -> None:
     started = time.time()
