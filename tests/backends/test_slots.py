@@ -15,6 +15,7 @@ from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.slots import costs, packing, planner
 from backends.slots.blocks import Affine, Blocks, from_network
 from backends.slots.execute import Program, decrypt, encrypt
+from backends.slots.library import KeyRequest
 from backends.slots.plan import Plan
 from backends.slots.simulator import Simulator
 from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
@@ -252,3 +253,30 @@ def test_parameters_below_128_bits_are_not_admissible(backend: str) -> None:
 def test_blocks_forward_is_the_scaled_network() -> None:
     blocks = Blocks((Affine(np.eye(2), np.zeros(2)), Affine(np.ones((1, 2)), np.ones(1))), 3.0)
     np.testing.assert_allclose(blocks.forward(np.array([[1.0, 2.0]])), [[18.0]])
+
+
+def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
+    import tenseal.sealapi as seal
+
+    from backends.ckks import seal as ours
+
+    library, parameters = importlib.import_module("backends.ckks").LIBRARY, planner._parameters(8192, [8, 8], 10)
+    blob = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
+    context, split = ours._context(parameters), 8 + int.from_bytes(blob[:8], "little")
+    relin = ours._load(seal.RelinKeys, context, blob[8:split])
+    galois = ours._load(seal.GaloisKeys, context, blob[split:])
+    assert ours._save(relin) and galois.size() == 3  # two rotations and the conjugation: all bytes are accounted for
+    for part in (blob[8:split], blob[split:]):
+        with pytest.raises(MessageError):
+            ours._load(seal.SecretKey, context, part)
+
+
+def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
+    import openfhe
+
+    library, parameters = importlib.import_module("backends.openfhe").LIBRARY, planner._parameters(8192, [8, 8], 10, 2)
+    client = library.client(parameters)
+    blob = client.keygen(KeyRequest((1, 2), True, True))
+    secret = openfhe.Serialize(client._secret, openfhe.BINARY)
+    windows = [secret[start : start + 32] for start in range(len(secret) // 4, len(secret) - 32, 4096)]
+    assert len(windows) > 10 and not any(window in blob for window in windows)
