@@ -15,6 +15,7 @@ from bench.report.quantity import times, with_unit
 
 Figures = dict[str, Any]
 Values = dict[str, float]  # by backend, within one comparison
+ACCURACY = "accuracy_encrypted"
 
 
 def verdict(trials: list[Figures]) -> list[str]:
@@ -63,7 +64,7 @@ def _cheapest(trials: list[Figures], column: str, unit: str, title: str, as_much
 
 
 def _most_accurate(trials: list[Figures]) -> str:
-    groups = _comparisons(trials, lambda t: t["accuracy_encrypted"], "accuracy_encrypted")
+    groups = _comparisons(trials, lambda t: t[ACCURACY], ACCURACY)
     if not groups:
         return ""
     best, wins = _leaders(groups, lambda value, group: max(group.values()) - value, max)
@@ -80,9 +81,11 @@ def _most_accurate(trials: list[Figures]) -> str:
     return f"Most accurate under encryption: {' and '.join(best)}, {mean}{_of(wins, len(groups))}{rest}{doubt}."
 
 
-def _work(trial: Figures) -> tuple[str, ...]:
-    """What must be equal for a comparison to be fair."""
-    names = ("model", "task", "scenario", "model_privacy", "threads", "images_asked", "seed", "host")
+def _work(trial: Figures, column: str) -> tuple[str, ...]:
+    """What must be equal for a comparison of this column to be fair. Costs are those of one request: only accuracy
+    depends on which images were asked for."""
+    names = ("model", "task", "scenario", "model_privacy", "threads", "host")
+    names += ("images_asked", "seed") if column == ACCURACY else ()
     return tuple(str(trial.get(name)) for name in names)
 
 
@@ -90,8 +93,8 @@ def _comparisons(trials: list[Figures], value: Callable[[Figures], float], colum
     """Values by backend for each kind of work that two or more backends did."""
     groups: dict[tuple[str, ...], Values] = defaultdict(dict)
     for trial in trials:
-        if trial.get(column) is not None and (column == "accuracy_encrypted" or trial[column] > 0):
-            groups[_work(trial)][trial["backend"]] = value(trial)
+        if trial.get(column) is not None and (column == ACCURACY or trial[column] > 0):
+            groups[_work(trial, column)][trial["backend"]] = value(trial)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -121,9 +124,11 @@ def _against(groups: list[Values], leader: str, compare: Callable[[float, float]
 
 def _overlap(trials: list[Figures], best: list[str]) -> bool:
     """Whether the leader's accuracy interval meets that of every other backend, in every comparison."""
-    leading = {_work(t): t for t in trials if t["backend"] == best[0] and "accuracy_encrypted" in t}
-    rivals = [t for t in trials if t["backend"] not in best and "accuracy_encrypted" in t and _work(t) in leading]
-    return all(t["accuracy_encrypted_high"] >= leading[_work(t)]["accuracy_encrypted_low"] for t in rivals)
+    leading = {_work(t, ACCURACY): t for t in trials if t["backend"] == best[0] and "accuracy_encrypted" in t}
+    rivals = [
+        t for t in trials if t["backend"] not in best and "accuracy_encrypted" in t and _work(t, ACCURACY) in leading
+    ]
+    return all(t["accuracy_encrypted_high"] >= leading[_work(t, ACCURACY)]["accuracy_encrypted_low"] for t in rivals)
 
 
 def _per_image(trials: list[Figures], column: str) -> list[float]:
