@@ -88,11 +88,11 @@ def test_peak_memory_is_that_of_the_stage(odd: Odd) -> None:
     """Memory that a stage allocates and releases counts in that stage alone."""
     released = odd("releases")
     infer, serialise = (released.stage("server", name).peak_rss_bytes for name in ("infer", "serialise"))
-    assert 200e6 < infer - serialise < 400e6
+    assert 150e6 < infer - serialise < 300e6  # of 200 MB, some of it in pages that were free
     assert "peak_rss" not in released.notes
     kept = odd("allocates")
-    assert kept.stage("server", "serialise").peak_rss_bytes > 200e6
-    assert kept.stage("client", "decrypt").peak_rss_bytes < 200e6
+    assert kept.stage("server", "serialise").peak_rss_bytes > 150e6
+    assert kept.stage("client", "decrypt").peak_rss_bytes < 150e6
 
 
 def test_cpu_time_is_that_of_the_work(odd: Odd) -> None:

@@ -15,7 +15,7 @@ FAULTS = {
     "fake": ("ok", ""),
     "fake:slow": ("ok", ""),
     "fake:crash": ("failed", "server killed by signal 11 (SIGSEGV) in infer"),
-    "fake:hang": ("timeout", "the trial's time ran out in server.infer; raise --timeout"),
+    "fake:hang": ("timeout", "the trial's time ran out in "),
     "fake:oom": ("oom", "server: MemoryError: "),
     "fake:error": ("failed", "server: RuntimeError: the library failed"),
     "fake:wrong": ("wrong", "3 of 3 predictions differ from those of the lowered network in the clear"),
@@ -35,7 +35,7 @@ images = 3
 backend = "fake:hang"
 task = "digits"
 images = 3
-timeout_s = 20
+timeout_s = 8
 """
 
 
