@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,19 @@ from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library
 from backends.slots.plan import Plan
 from backends.slots.workers import Worker
+from backends.variants import Variants
+
+
+def variants(library: Library, folder: Path, *, hoisting: bool, naive: tuple[Callable, Callable, Callable]) -> Variants:
+    """The variants of a backend of the packing engine; `naive` is the library's own way: owner, client and server."""
+    owner = partial(SlotsOwner, library, folder, hoisting=hoisting)
+    parties = (partial(SlotsClient, library), partial(SlotsServer, library))
+    return {
+        "": (owner, *parties),
+        "upload": (partial(owner, objective="upload"), *parties),
+        "memory": (partial(owner, objective="memory"), *parties),
+        "naive": naive,
+    }
 
 
 class SlotsOwner:
