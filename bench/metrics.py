@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, softmax
 from scipy.stats import binom, norm
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from bench.record import Outputs
+from models.tasks import MULTI_LABEL, scores
 
 BINARY = "binary-class"
-MULTI_LABEL = "multi-label, binary-class"
 CONFIDENCE = 0.95
 
 
@@ -59,11 +58,6 @@ class Quality:
     logit_error_max: float | None = None
     logit_error_mean: float | None = None
     disagreements_beyond_noise: int | None = None
-
-
-def scores(logits: np.ndarray, kind: str) -> np.ndarray:
-    """Probabilities (n, outputs) of logits (n, outputs): sigmoid for multi-label or a single output, else softmax."""
-    return expit(logits) if kind == MULTI_LABEL or logits.shape[1] == 1 else softmax(logits, axis=1)
 
 
 def predictions(score: np.ndarray, kind: str) -> np.ndarray:
@@ -145,7 +139,7 @@ def quality(outputs: Outputs) -> Quality:
     lowered = np.asarray(outputs.lowered_logits[:n], float)
 
     def step(logits: np.ndarray) -> Accuracy:
-        score = scores(logits, outputs.kind)
+        score = scores(outputs.kind, logits)
         share = accuracy(labels, score, outputs.kind)
         return Accuracy(Interval(share, *wilson_interval(share, n)), auc(labels, score, outputs.kind))
 
@@ -155,7 +149,7 @@ def quality(outputs: Outputs) -> Quality:
 
     encrypted = np.asarray(outputs.encrypted_logits, float)
     error = np.abs(encrypted - lowered)
-    before, after = (predictions(scores(x, outputs.kind), outputs.kind) for x in (lowered, encrypted))
+    before, after = (predictions(scores(outputs.kind, x), outputs.kind) for x in (lowered, encrypted))
     agrees = (before == after).all(axis=1)
     noise = error[agrees].max(initial=0.0)
     return Quality(

@@ -232,10 +232,10 @@ def normalise(images: np.ndarray) -> np.ndarray:
 
 
 def scores(kind: str, logits: np.ndarray) -> np.ndarray:
-    """Logits (n, outputs) → probabilities: one sigmoid a label for a multi-label task, else softmax over classes."""
+    """Logits (n, outputs) → probabilities: a sigmoid each for a multi-label task or a single output, else softmax."""
     from scipy.special import expit, softmax
 
-    return expit(logits) if kind == MULTI_LABEL else softmax(logits, axis=1)
+    return expit(logits) if kind == MULTI_LABEL or logits.shape[1] == 1 else softmax(logits, axis=1)
 
 
 def _read(task: Task, path: Path) -> Dataset:

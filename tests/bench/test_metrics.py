@@ -34,7 +34,7 @@ def test_accuracy_and_auc_are_those_of_medmnist(medmnist, kind, seed, n, outputs
     columns, classes = (outputs, 2) if kind == KINDS[2] else (1, 2 if kind == "binary-class" else outputs)
     labels = rng.integers(0, classes, (n, columns))
     labels[:classes] = np.arange(classes)[:, None]  # every class is there, so that the AUC is defined
-    score = metrics.scores(logits, kind)
+    score = metrics.scores(kind, logits)
     assert metrics.accuracy(labels, score, kind) == pytest.approx(medmnist.getACC(labels, score, kind), abs=1e-12)
     assert metrics.auc(labels, score, kind) == pytest.approx(medmnist.getAUC(labels, score, kind), abs=1e-12)
 
