@@ -1,8 +1,9 @@
 """One role of one backend in a process of its own: ``python -m backends.party FD ROLE MODULE THREADS MEMORY``.
 
 It executes the calls that the harness sends over the socket FD, one at a time, and answers each with what it cost:
-wall time, CPU time of all threads and children, and the peak resident memory during the call. Objects (ciphertexts)
-stay here between calls; only bytes go out. It needs the standard library and NumPy beside the backend's own library.
+wall time, CPU time of all threads and children, and the resident memory at the peak of the call and kept after it.
+Objects (ciphertexts) stay here between calls; only bytes go out. It needs the standard library and NumPy beside the
+backend's own library.
 """
 
 from __future__ import annotations
@@ -115,18 +116,20 @@ OPERATIONS = (
 
 
 def measured(call: Callable[[], wire.Message]) -> wire.Message:
-    """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header.
+    """The reply of `call` with ``wall_s``, ``cpu_s``, ``peak_rss_bytes`` and ``kept_rss_bytes`` in its header.
 
+    kept_rss_bytes: resident memory after the call less that before it; below zero if the call released memory.
     peak_rss_is_of: ``operation`` or, where the kernel cannot reset its peak, the ``process`` so far.
     """
-    peak_rss_is_of = "operation" if _reset_peak() else "process"
+    peak_rss_is_of, before = "operation" if _reset_peak() else "process", _memory_bytes("VmRSS")
     cpu, wall = _cpu_s(), time.perf_counter_ns()
     reply = call()
     wall_s = (time.perf_counter_ns() - wall) / 1e9
     cost = {
         "wall_s": wall_s,
         "cpu_s": _cpu_s() - cpu,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": _memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "kept_rss_bytes": _memory_bytes("VmRSS") - before,
         "peak_rss_is_of": peak_rss_is_of,
     }
     return wire.Message(reply.header | cost, reply.blobs)
@@ -159,14 +162,17 @@ def _reset_peak() -> bool:
     return True
 
 
-def _peak_rss_bytes() -> int:
-    """The sum over this process and its children: pages that a fork shares count for each."""
+def _memory_bytes(name: str) -> int:
+    """``VmHWM`` (peak) or ``VmRSS`` of this process and its children, see proc(5); 0 where the kernel does not tell.
+
+    Pages that a fork shares count for each.
+    """
     try:
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in ("self", *_children())]
-        lines = [next(line for line in status.splitlines() if line.startswith("VmHWM")) for status in statuses]
+        lines = [next(line for line in status.splitlines() if line.startswith(name)) for status in statuses]
         return sum(int(line.split()[1]) * 1024 for line in lines)
     except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return 0
 
 
 def _failure(error: BaseException) -> wire.Message:

@@ -93,10 +93,18 @@ def run(
     task: Annotated[list[str] | None, typer.Option()] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
     model_privacy: Annotated[list[str] | None, typer.Option(help="plain or encrypted")] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="Cores of each party (default: all).")] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="Cores of each party (default: all); 1,2 runs every trial with each.")
+    ] = None,
     images: Annotated[int | None, typer.Option(min=0, help="Test images of a trial; 0: all.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Repeat requests until the intervals of medians are within ± this share; 0: never."),
+    ] = None,
+    sampling_time: Annotated[float | None, typer.Option(help="Seconds of repeating, at most.")] = None,
+    order: Annotated[int, typer.Option(help="Seed of the order in which the trials of a task run.")] = 0,
     memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
     suite: Annotated[
         str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
@@ -113,15 +121,18 @@ def run(
         "task": _split(task),
         "scenario": _split(scenario),
         "model_privacy": _split(model_privacy),
-        "threads": threads,
+        "threads": _whole_numbers(threads, "--threads"),
         "images": images,
         "seed": seed,
         "timeout_s": timeout,
+        "precision": precision,
+        "sampling_s": sampling_time,
     }
     try:
         trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
     except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
+    trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     try:
         _start(folder, suite, notes)
@@ -148,6 +159,13 @@ def _resume(folder: Path) -> str:
 
 def _split(values: list[str] | None) -> list[str]:
     return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
+    try:
+        return [int(part) for part in _split(values)]
+    except ValueError:
+        raise typer.BadParameter("whole numbers, separated by commas", param_hint=f"'{option}'") from None
 
 
 def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial], list[str]]:

@@ -49,7 +49,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         parts = [self.backend, self.model, self.task, self.scenario]
-        return " · ".join(parts + (["encrypted model"] if self.model_privacy == "encrypted" else []))
+        parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
+        return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 
 
 class Stage(msgspec.Struct, kw_only=True):
