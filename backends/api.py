@@ -6,6 +6,8 @@
       prepare ── client artifact ──► load
               ── server artifact ────────────────────────────────────────► load
                                      keygen ──────── keys (bytes) ───────► load_keys
+              ◄─ public key ──────── (if the model is to be encrypted)
+              encrypt_model ─────────────────────────────────────────────► load_model
                                      encrypt, serialise ─ request (bytes) ► deserialise, infer
                                      deserialise, decrypt ◄ response (bytes) serialise
 
@@ -87,7 +89,11 @@ class Prepared:
 
 class Owner(Protocol):
     def prepare(self, job: Job) -> Prepared:
-        """Compiles, encodes or encrypts the network. Raises BackendError, InsecureError."""
+        """Compiles or encodes the network. Raises BackendError, InsecureError."""
+
+    def encrypt_model(self, public_key: bytes) -> bytes:
+        """The weights of the prepared network, encrypted under the client's key named ``public``. Called only if
+        ``job.model_privacy`` is ``encrypted``; a backend that cannot do that raises BackendError in `prepare`."""
 
 
 class Client(Protocol):
@@ -115,6 +121,9 @@ class Server(Protocol):
     def load(self, artifact: bytes) -> None: ...
 
     def load_keys(self, keys: dict[str, bytes]) -> None: ...
+
+    def load_model(self, model: bytes) -> None:
+        """What `Owner.encrypt_model` made, after the keys."""
 
     def deserialise(self, request: bytes) -> Any:
         """Raises MessageError for bytes that are no request."""

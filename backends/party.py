@@ -45,6 +45,9 @@ class Role:
         job = self._job(header, blobs)
         return lambda: self._prepared(self._target.prepare(job))
 
+    def _encrypt_model(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: wire.Message({}, {"model": self._target.encrypt_model(blobs["public"])})
+
     def _explain(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         job = self._job(header, blobs)
         if not hasattr(self._target, "explain"):
@@ -72,6 +75,9 @@ class Role:
 
     def _load_keys(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         return lambda: self._done(self._target.load_keys(blobs))
+
+    def _load_model(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        return lambda: self._done(self._target.load_model(blobs["model"]))
 
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         images = wire.array_from_bytes(blobs["images"])
@@ -107,6 +113,8 @@ OPERATIONS = (
     "load",
     "keygen",
     "load_keys",
+    "encrypt_model",
+    "load_model",
     "encrypt",
     "infer",
     "serialise",

@@ -16,9 +16,13 @@ class VariantOwner:
         self._variants = variants
 
     def prepare(self, job: Job) -> Prepared:
-        prepared = self._variants[job.variant][0]().prepare(job)
+        self._implementation = self._variants[job.variant][0]()
+        prepared = self._implementation.prepare(job)
         tag = job.variant.encode() + b"\0"
         return dataclasses.replace(prepared, client=tag + prepared.client, server=tag + prepared.server)
+
+    def encrypt_model(self, public_key: bytes) -> bytes:
+        return self._implementation.encrypt_model(public_key)
 
     def explain(self, job: Job) -> dict[str, Any]:
         """Raises BackendError for an implementation that has no plan to explain."""

@@ -154,11 +154,14 @@ def deploy(stack: ExitStack, spec: str, network: Network, folder: Path, **job: A
     }
     with start("owner") as owner:
         prepared = owner.call("prepare", {"job": values}, **blobs)
-    client, server = start("client"), start("server")
-    client.call("load", artifact=prepared.blobs["client"])
-    server.call("load", artifact=prepared.blobs["server"])
-    keys = client.call("keygen", {"seed": 0}).blobs
-    server.call("load_keys", **keys)
+        client, server = start("client"), start("server")
+        client.call("load", artifact=prepared.blobs["client"])
+        server.call("load", artifact=prepared.blobs["server"])
+        keys = client.call("keygen", {"seed": 0}).blobs
+        public = keys.pop("public", b"")
+        server.call("load_keys", **keys)
+        if values["model_privacy"] == "encrypted":
+            server.call("load_model", **owner.call("encrypt_model", public=public).blobs)
     return Deployment(info, network, prepared, keys, client, server, start)
 
 

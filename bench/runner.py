@@ -207,17 +207,19 @@ def _measure(
         return Party(role, backend, trial.threads, log, deadline, memory_limit_bytes)
 
     progress("prepare", 0.0)
-    with party("owner") as owner:
+    with ExitStack() as owners, ExitStack() as stack:
+        owner = owners.enter_context(party("owner"))
         prepared = ask_owner(owner, "prepare", trial, variant, subject)
-    measured.add(owner, "prepare", prepared)
-    measured.sizes |= {f"{side}_artifact_bytes": len(prepared.blobs[side]) for side in ("client", "server")}
-    try:
-        measured.report = msgspec.convert(prepared.header, OwnerReport)
-    except msgspec.ValidationError as error:
-        raise TrialError("failed", f"owner: prepare returned a malformed report: {error}") from error
-    _require_security(backend, measured.report)
+        if trial.model_privacy == "plain":
+            owners.close()
+        measured.add(owner, "prepare", prepared)
+        measured.sizes |= {f"{side}_artifact_bytes": len(prepared.blobs[side]) for side in ("client", "server")}
+        try:
+            measured.report = msgspec.convert(prepared.header, OwnerReport)
+        except msgspec.ValidationError as error:
+            raise TrialError("failed", f"owner: prepare returned a malformed report: {error}") from error
+        _require_security(backend, measured.report)
 
-    with ExitStack() as stack:
         client, server = (stack.enter_context(party(role)) for role in ("client", "server"))
         progress("load", 0.1)
         measured.add(client, "load", client.call("load", artifact=prepared.blobs["client"]))
@@ -227,7 +229,15 @@ def _measure(
         measured.add(client, "keygen", keys)
         measured.sizes |= {f"{name}_key_bytes": len(blob) for name, blob in keys.blobs.items()}
         progress("load keys", 0.2)
+        public = keys.blobs.pop("public", b"")  # for the owner alone
         measured.add(server, "load_keys", server.call("load_keys", **keys.blobs))
+        if trial.model_privacy == "encrypted":
+            progress("encrypt model", 0.2)
+            model = owner.call("encrypt_model", public=public)
+            owners.close()
+            measured.add(owner, "encrypt_model", model)
+            measured.sizes["encrypted_model_bytes"] = len(model.blobs["model"])
+            measured.add(server, "load_model", server.call("load_model", **model.blobs))
 
         requests = _requests(images, measured.report.batch, trial.scenario)
         for number, request in enumerate(requests):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tenseal.sealapi as seal
 
-from backends.api import MessageError
+from backends.api import BackendError, MessageError
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
@@ -27,15 +27,15 @@ def _context(parameters: Parameters, level: Any = seal.SEC_LEVEL_TYPE.TC128) -> 
     """SEAL itself refuses parameters below 128 bits (HomomorphicEncryption.org table) at this security level."""
     values = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
     values.set_poly_modulus_degree(parameters.ring_dimension)
-    bits = [parameters.first_bits] + [parameters.rescale_bits] * parameters.depth + [parameters.special_bits]
+    bits = [parameters.first_bits] + [parameters.rescale_bits] * parameters.levels + [parameters.special_bits]
     values.set_coeff_modulus(seal.CoeffModulus.Create(parameters.ring_dimension, bits))
     return seal.SEALContext(values, True, level)
 
 
-def _levels(context: Any, depth: int) -> list[Any]:
-    """parms_id of a ciphertext at level 0, 1, …, depth."""
+def _levels(context: Any, levels: int) -> list[Any]:
+    """parms_id of a ciphertext at level 0, 1, …, levels."""
     data, ids = context.first_context_data(), []
-    for _ in range(depth + 1):
+    for _ in range(levels + 1):
         ids.append(data.parms_id())
         data = data.next_context_data()
     return ids
@@ -79,13 +79,16 @@ class SealClient:
     def keygen(self, request: KeyRequest) -> bytes:
         generator = seal.KeyGenerator(self._context)
         secret = generator.secret_key()
-        self._encryptor = seal.Encryptor(self._context, secret)
+        self._encryptor, self._generator = seal.Encryptor(self._context, secret), generator
         self._decryptor = seal.Decryptor(self._context, secret)
         two_n = 2 * self._ring_dimension
         elements = [pow(3, step, two_n) for step in request.rotations] + [two_n - 1] * request.conjugation
         relin = _save(generator.create_relin_keys()) if request.relinearisation else b""
         galois = _save(generator.create_galois_keys(elements)) if elements else b""
         return len(relin).to_bytes(8, "little") + relin + galois
+
+    def public_key(self) -> bytes:
+        return _save(self._generator.create_public_key())
 
     def encrypt(self, vector: np.ndarray, scale: float) -> Any:
         plain = seal.Plaintext()
@@ -104,12 +107,29 @@ class SealClient:
         return np.array(self._encoder.decode_complex(plain))
 
 
+class SealOwner:
+    def __init__(self, parameters: Parameters, public_key: bytes) -> None:
+        self._context = _context(parameters)
+        self._encoder = seal.CKKSEncoder(self._context)
+        self._encryptor = seal.Encryptor(self._context, _load(seal.PublicKey, self._context, public_key))
+        self._levels = _levels(self._context, parameters.levels)
+
+    def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
+        plain, cipher = seal.Plaintext(), seal.Ciphertext()
+        self._encoder.encode(vector.tolist(), self._levels[level], scale, plain)
+        self._encryptor.encrypt(plain, cipher)
+        return cipher
+
+    def serialise(self, cipher: Cipher) -> bytes:
+        return _save(cipher)
+
+
 class SealEvaluator:
     def __init__(self, parameters: Parameters) -> None:
         self._context = _context(parameters)
         self._encoder = seal.CKKSEncoder(self._context)
         self._evaluator = seal.Evaluator(self._context)
-        self._levels = _levels(self._context, parameters.depth)
+        self._levels = _levels(self._context, parameters.levels)
         self._scratch_plain = seal.Plaintext()
 
     def load_keys(self, data: bytes) -> None:
@@ -147,6 +167,14 @@ class SealEvaluator:
             evaluator.add_inplace(total, product)
         return total
 
+    def dot_ciphers(self, ciphers: Sequence[Cipher], weights: Sequence[Cipher]) -> Cipher:
+        evaluator, product = self._evaluator, seal.Ciphertext()
+        total = self._new(evaluator.multiply, ciphers[0], weights[0])
+        for cipher, weight in zip(ciphers[1:], weights[1:]):
+            evaluator.multiply(cipher, weight, product)
+            evaluator.add_inplace(total, product)
+        return total
+
     def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
         evaluator, encode, plain, parms = (
             self._evaluator,
@@ -165,7 +193,7 @@ class SealEvaluator:
                 evaluator.multiply_plain(cipher, plain, product)
                 evaluator.add_inplace(total, product)
         if total is None:
-            raise MessageError("a row of the network is zero")
+            raise BackendError("a unit of the network has no weights: train again")
         return total
 
     def square(self, a: Cipher) -> Cipher:
@@ -216,8 +244,15 @@ class Seal:
         except (RuntimeError, ValueError):  # not enough primes of this size
             return False
 
+    def public_stddev(self, ring_dimension: int) -> float:
+        """SEAL encrypts under a modulus that is one prime longer and divides the noise away: its rounding remains."""
+        return math.sqrt((1 + 2 * ring_dimension / 3) / 12)
+
     def client(self, parameters: Parameters) -> SealClient:
         return SealClient(parameters)
+
+    def owner(self, parameters: Parameters, public_key: bytes) -> SealOwner:
+        return SealOwner(parameters, public_key)
 
     def evaluator(self, parameters: Parameters) -> SealEvaluator:
         return SealEvaluator(parameters)

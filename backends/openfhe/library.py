@@ -21,6 +21,7 @@ from backends.api import MessageError
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 SPECIAL_PRIME_BITS = 60  # OpenFHE's own choice (auxBits), read back from the keys in `describe`
+ERROR_STDDEV = 3.19  # OpenFHE's default, read back in `describe`
 FEATURES = (openfhe.PKESchemeFeature.PKE, openfhe.PKESchemeFeature.KEYSWITCH, openfhe.PKESchemeFeature.LEVELEDSHE)
 
 
@@ -32,7 +33,7 @@ def _context(parameters: Parameters) -> Any:
     p.SetSecretKeyDist(openfhe.SecretKeyDist.UNIFORM_TERNARY)
     p.SetRingDim(parameters.ring_dimension)
     p.SetBatchSize(parameters.slots)
-    p.SetMultiplicativeDepth(max(1, parameters.depth))
+    p.SetMultiplicativeDepth(max(1, parameters.levels))
     p.SetFirstModSize(parameters.first_bits)
     p.SetScalingModSize(_scaling_bits(parameters))
     p.SetScalingTechnique(openfhe.ScalingTechnique.FIXEDMANUAL)
@@ -51,7 +52,7 @@ def _scaling_bits(parameters: Parameters) -> int:
 
 def _digits(parameters: Parameters) -> int:
     """One prime a digit, so that a single special prime suffices."""
-    return max(1, parameters.depth) + 1
+    return max(1, parameters.levels) + 1
 
 
 class OpenfheClient:
@@ -63,7 +64,7 @@ class OpenfheClient:
     def keygen(self, request: KeyRequest) -> bytes:
         context = self._context
         pair = context.KeyGen()
-        self._secret, tag = pair.secretKey, pair.secretKey.GetKeyTag()
+        self._secret, self._public, tag = pair.secretKey, pair.publicKey, pair.secretKey.GetKeyTag()
         parts = [tag.encode(), b"", b"", b""]
         if request.relinearisation:
             context.EvalMultKeyGen(self._secret)
@@ -75,6 +76,9 @@ class OpenfheClient:
             keys = context.EvalAutomorphismKeyGen(self._secret, [2 * self._parameters.ring_dimension - 1])
             parts[3] = openfhe.Serialize(keys, openfhe.BINARY)
         return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+    def public_key(self) -> bytes:
+        return openfhe.Serialize(self._public, openfhe.BINARY)
 
     def encrypt(self, vector: np.ndarray, scale: float) -> Cipher:
         plain = self._context.MakeCKKSPackedPlaintext(vector * (scale * self._unit), 1, 0)
@@ -97,6 +101,23 @@ def deserialise_ciphertext(data: bytes) -> Cipher:
         return openfhe.DeserializeCiphertextString(data, openfhe.BINARY)
     except (RuntimeError, MemoryError) as error:
         raise MessageError(f"OpenFHE cannot read this message: {error}") from error
+
+
+class OpenfheOwner:
+    def __init__(self, parameters: Parameters, public_key: bytes) -> None:
+        self._context = _context(parameters)
+        self._unit = 2.0 ** -_scaling_bits(parameters)
+        try:
+            self._public = openfhe.DeserializePublicKeyString(public_key, openfhe.BINARY)
+        except RuntimeError as error:
+            raise MessageError(f"OpenFHE cannot read this public key: {error}") from error
+
+    def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
+        plain = self._context.MakeCKKSPackedPlaintext(np.asarray(vector) * (scale * self._unit), 1, level)
+        return self._context.Encrypt(self._public, plain)
+
+    def serialise(self, cipher: Cipher) -> bytes:
+        return openfhe.Serialize(cipher, openfhe.BINARY)
 
 
 def _template(context: Any) -> Cipher:
@@ -155,14 +176,22 @@ class OpenfheEvaluator:
             context.EvalAddInPlace(total, context.EvalMult(cipher, plain))
         return _unscaled(total)
 
+    def dot_ciphers(self, ciphers: Sequence[Cipher], weights: Sequence[Cipher]) -> Cipher:
+        context = self._context
+        total = context.EvalMultNoRelin(ciphers[0], weights[0])
+        for cipher, weight in zip(ciphers[1:], weights[1:]):
+            context.EvalAddInPlace(total, context.EvalMultNoRelin(cipher, weight))
+        return _unscaled(total)
+
     def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
         # OpenFHE turns a factor into an integer by cutting off the fraction of itself plus one half, also below zero,
         # where that is one too many; in sums over hundreds of inputs this bias would be the largest error of all
         integers = np.round(np.asarray(weights) * scale)
         context, factors = self._context, np.where(integers < 0, integers - 0.75, integers) * self._unit
-        total = context.EvalMult(ciphers[0], float(factors[0]))
-        for cipher, factor in zip(ciphers[1:], factors[1:].tolist()):
-            context.EvalAddInPlace(total, context.EvalMult(cipher, factor))
+        first, *others = np.flatnonzero(integers).tolist() or [0]
+        total = context.EvalMult(ciphers[first], float(factors[first]))
+        for index in others:
+            context.EvalAddInPlace(total, context.EvalMult(ciphers[index], float(factors[index])))
         return _unscaled(total)
 
     def square(self, a: Cipher) -> Cipher:
@@ -242,8 +271,15 @@ class Openfhe:
             return False
         return True
 
+    def public_stddev(self, ring_dimension: int) -> float:
+        """v·e + e₀ + e₁·s for ternary v and s."""
+        return ERROR_STDDEV * math.sqrt(1 + 4 * ring_dimension / 3)
+
     def client(self, parameters: Parameters) -> OpenfheClient:
         return OpenfheClient(parameters)
+
+    def owner(self, parameters: Parameters, public_key: bytes) -> OpenfheOwner:
+        return OpenfheOwner(parameters, public_key)
 
     def evaluator(self, parameters: Parameters) -> OpenfheEvaluator:
         return OpenfheEvaluator(parameters)

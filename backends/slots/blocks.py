@@ -8,6 +8,7 @@ the batch normalisation that `models` already folded disappear into the matrices
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,19 @@ SMALLEST_RANGE = 1e-3  # of one value, relative to the largest of its layer
 
 @dataclass(frozen=True)
 class Affine:
-    """``u = weight · x + bias``; weight: (outputs, inputs); bias: (outputs,)."""
+    """``u = weight · x + bias``; weight: (outputs, inputs); bias: (outputs,).
+
+    shape: of the outputs before they were flattened, (channels, height, width) behind a convolution.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
+    shape: tuple[int, ...] = ()
+
+    @property
+    def terms(self) -> int:
+        """The largest number of products in one output."""
+        return max(1, int(np.count_nonzero(self.weight, axis=1).max()))
 
 
 @dataclass(frozen=True)
@@ -53,38 +63,32 @@ def from_network(network: Network, calibration: np.ndarray) -> Blocks:
     if network.lowering != "polynomial":
         raise BackendError(f"CKKS needs the polynomial lowering of {network.model}, not {network.lowering!r}")
     shape: tuple[int, ...] = network.input_shape
-    current = _identity(shape)
+    current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
     affines: list[Affine] = []
     for layer in network.layers:
         if isinstance(layer, Polynomial):
             shift, factor, constant = _complete_square(layer, shape)
-            affines.append(Affine(current.weight, current.bias + shift))
-            current = Affine(np.diag(factor), constant)
+            affines.append(Affine(current.weight, current.bias + shift, shape))
+            current = Affine(np.diag(factor), constant, shape)
         elif isinstance(layer, (Linear, Conv2d, AvgPool2d, Flatten)):
-            current, shape = _compose(layer, current, shape)
+            current = _compose(layer, current)
+            shape = current.shape
         else:
             raise BackendError(f"CKKS cannot evaluate a {layer.type} layer; train the polynomial lowering")
     affines.append(current)
     return _normalise(tuple(affines), calibration.reshape(len(calibration), -1))
 
 
-def _identity(shape: tuple[int, ...]) -> Affine:
-    size = int(np.prod(shape))
-    return Affine(np.eye(size), np.zeros(size))
-
-
-def _compose(
-    layer: Linear | Conv2d | AvgPool2d | Flatten, before: Affine, shape: tuple[int, ...]
-) -> tuple[Affine, tuple[int, ...]]:
+def _compose(layer: Linear | Conv2d | AvgPool2d | Flatten, before: Affine) -> Affine:
     """``layer ∘ before``; applying the layer to the columns of the matrix keeps one definition of each layer."""
 
     def apply(columns: np.ndarray) -> np.ndarray:
-        return np.asarray(layer(columns.T.reshape(-1, *shape)))
+        return np.asarray(layer(columns.T.reshape(-1, *before.shape)))
 
     bias = apply(before.bias[:, None])
     constant = apply(np.zeros((len(before.bias), 1)))
     weight = apply(before.weight) - constant
-    return Affine(weight.reshape(len(weight), -1).T, bias.reshape(-1)), bias.shape[1:]
+    return Affine(weight.reshape(len(weight), -1).T, bias.reshape(-1), bias.shape[1:])
 
 
 def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,6 +122,6 @@ def _normalise(affines: tuple[Affine, ...], x: np.ndarray) -> Blocks:
         largest = RANGE_MARGIN * (
             np.full_like(largest, overall) if last else np.maximum(largest, SMALLEST_RANGE * overall)
         )
-        scaled.append(Affine(weight / largest[:, None], affine.bias / largest))
+        scaled.append(Affine(weight / largest[:, None], affine.bias / largest, affine.shape))
         x, factor = values / largest, largest**2
     return Blocks(tuple(scaled), output_scale=float(largest[0]))

@@ -11,82 +11,92 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from backends.slots.library import KeyRequest, Library, Parameters
-from backends.slots.plan import Packed, Plan
+from backends.slots.plan import Packed, Plan, Scalar
 
 REFERENCE_RING_DIMENSION = 8192
 MEASURED_PRIMES = (1, 2, 3, 4)
-Operations = Counter[tuple[int, str]]  # (step of the plan, primitive) → how often
 
 
-def operations(plan: Plan) -> list[Operations]:
-    """For each number of primes, from the top down: the primitives used while a ciphertext has that many.
+def affine_operations(step: Packed | Scalar, encrypted: bool = False) -> Counter[str]:
+    """The primitives of one affine map; `encrypted`: with ciphertexts as weights.
 
     ``rotate_many`` and ``rotate_sum`` are split into what a call costs once, for each ciphertext and for each step,
     because hoisting shares the first two.
     """
-    counts: list[Operations] = []
-    for level, step in enumerate(plan.steps):
-        count: Operations = Counter()
-        ciphertexts = _inputs(plan, level)
-        if level:  # the squaring before this step happens at the level above, the rescaling is counted there too
-            above = counts[-1]
-            above[level, "square"] += ciphertexts
-            above[level, "rescale"] += ciphertexts
-            above[level, "relinearise"] += ciphertexts
-        if isinstance(step, Packed):
-            babies: Counter[int] = Counter(i for i, b in {(t.input, t.baby) for t in step.terms} if b)
-            count[level, "rotate_many_call"] += len(babies)
-            count[level, "rotate_many_step"] += sum(babies.values())
-            count[level, "multiply_plain"] += len(step.terms)
-            for output in range(step.outputs):
-                giants = {t.giant for t in step.terms if t.output == output}
-                count[level, "add"] += sum(t.output == output for t in step.terms) - len(giants)
-                _rotate_sum(count, level, inputs=len(giants - {0}), steps=len(giants - {0}), adds=len(giants) - 1)
-                for fold in step.folds:
-                    _rotate_sum(count, level, inputs=1, steps=len(fold), adds=len(fold))
-            outputs = step.outputs
-        else:
-            rows, columns = step.weight.shape
-            halves = 1 if step.split else 2
-            count[level, "multiply_scalar"] += rows * columns * halves
-            count[level, "add"] += rows * (columns - 1) * halves
-            outputs = rows * halves
-        count[level, "add_plain"] += outputs
-        if step.conjugates:
-            count[level, "conjugate"] += outputs
-            count[level, "add"] += outputs * (1 if isinstance(step, Packed) else 2)
-        counts.append(count)
+    count: Counter[str] = Counter()
+    if isinstance(step, Packed):
+        babies: Counter[int] = Counter(i for i, b in {(t.input, t.baby) for t in step.terms} if b)
+        count["rotate_many_call"] += len(babies)
+        count["rotate_many_step"] += sum(babies.values())
+        count["multiply" if encrypted else "multiply_plain"] += len(step.terms)
+        for output in range(step.outputs):
+            giants = {t.giant for t in step.terms if t.output == output}
+            count["relinearise"] += len(giants) * encrypted
+            count["add"] += sum(t.output == output for t in step.terms) - len(giants)
+            _rotate_sum(count, inputs=len(giants - {0}), steps=len(giants - {0}), adds=len(giants) - 1)
+            for fold in step.folds:
+                _rotate_sum(count, inputs=1, steps=len(fold), adds=len(fold))
+        outputs = step.outputs
+    else:
+        halves, products = 1 if step.split else 2, np.count_nonzero(step.weight)
+        outputs = len(step.weight) * halves
+        count["multiply_scalar"] += products * halves
+        count["add"] += products * halves - outputs
+    count["add" if encrypted else "add_plain"] += outputs
+    if step.conjugates:
+        count["conjugate"] += outputs
+        count["add"] += outputs * (1 if isinstance(step, Packed) else 2)
+    return count
+
+
+def square_operations(ciphertexts: int, parameters: Parameters) -> Counter[str]:
+    """All at the level from which the squaring rescales."""
+    rescale = ciphertexts * parameters.primes_per_square
+    return Counter(square=ciphertexts, relinearise=ciphertexts, rescale=rescale)
+
+
+def operations(plan: Plan) -> list[tuple[int, int, Counter[str]]]:
+    """(step, primes of the ciphertexts, primitives); a squaring belongs to the step after it."""
+    counts, parameters = [], plan.parameters
+    for index, step in enumerate(plan.steps):
+        primes = parameters.levels + 1 - plan.level(index)
+        if index:
+            squares = square_operations(_inputs(step), parameters)
+            counts.append((index, primes + parameters.primes_per_square, squares))
+        counts.append((index, primes, affine_operations(step, plan.encrypted)))
     return counts
 
 
-def named(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+def total(plan: Plan) -> Counter[str]:
+    return sum((count for _, _, count in operations(plan)), Counter())
+
+
+def named(counts: Counter[str]) -> dict[str, int]:
     """Operations as people count them: both kinds of rotation steps are rotations, shared work is not listed."""
-    total: dict[str, int] = {}
-    for primitive, times in counts:
+    result: dict[str, int] = {}
+    for primitive, times in counts.items():
         name = {"rotate_many_step": "rotate", "rotate_sum_step": "rotate"}.get(primitive, primitive)
         if times and not name.startswith("rotate_"):
-            total[name] = total.get(name, 0) + times
-    return total
+            result[name] = result.get(name, 0) + times
+    return result
 
 
-def _inputs(plan: Plan, level: int) -> int:
-    step = plan.steps[level]
+def _inputs(step: Packed | Scalar) -> int:
     return len({t.input for t in step.terms}) if isinstance(step, Packed) else 2 * step.weight.shape[1]
 
 
-def _rotate_sum(count: Operations, level: int, inputs: int, steps: int, adds: int) -> None:
+def _rotate_sum(count: Counter[str], inputs: int, steps: int, adds: int) -> None:
     if steps:
-        count[level, "rotate_sum_call"] += 1
-        count[level, "rotate_sum_input"] += inputs
-        count[level, "rotate_sum_step"] += steps
-    count[level, "add"] += max(0, adds)
+        count["rotate_sum_call"] += 1
+        count["rotate_sum_input"] += inputs
+        count["rotate_sum_step"] += steps
+    count["add"] += max(0, adds)
 
 
 def request_ciphertexts(plan: Plan) -> int:
@@ -98,25 +108,32 @@ def load(folder: Path) -> dict[str, list[float]]:
     return json.loads((folder / "costs.json").read_text())["milliseconds"]
 
 
-def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
-    """Server milliseconds of reading the request, and of each step (with the squaring before it)."""
-    n = plan.parameters.ring_dimension
+def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table: dict[str, list[float]]) -> float:
+    """Of primitives on ciphertexts with this many primes."""
+    n = parameters.ring_dimension
     growth = n * np.log2(n) / (REFERENCE_RING_DIMENSION * np.log2(REFERENCE_RING_DIMENSION))
-    primes = plan.parameters.depth + 1
 
-    def cost(primitive: str, primes: int) -> float:
+    def cost(primitive: str) -> float:
         values = table[primitive]
         if primes <= len(values):
             return values[primes - 1]
-        degree = min(2, len(values) - 1)  # key switching is quadratic in the primes
-        fit = np.polyfit(range(1, len(values) + 1), values, degree)
+        fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
         return float(max(np.polyval(fit, primes), values[-1]))
 
-    result = [request_ciphertexts(plan) * cost("deserialise", primes)] + [0.0] * len(plan.steps)
-    for level, counts in enumerate(operations(plan)):
-        for (step, primitive), times in counts.items():
-            result[1 + step] += times * cost(primitive, primes - level)
-    return [float(ms * growth) for ms in result]
+    return float(growth * sum(times * cost(primitive) for primitive, times in count.items() if times))
+
+
+def request_ms(ciphertexts: int, parameters: Parameters, table: dict[str, list[float]]) -> float:
+    """Reading a request."""
+    return milliseconds(Counter(deserialise=ciphertexts), parameters.levels + 1, parameters, table)
+
+
+def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
+    """Server milliseconds of reading the request, and of each step (with the squaring before it)."""
+    result = [request_ms(request_ciphertexts(plan), plan.parameters, table)] + [0.0] * len(plan.steps)
+    for index, primes, count in operations(plan):
+        result[1 + index] += milliseconds(count, primes, plan.parameters, table)
+    return result
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -158,6 +175,7 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
     add = ms(lambda: e.add(a, b))
     dot1, dot9 = ms(lambda: e.dot([a], [plain])), ms(lambda: e.dot([a] * 9, [plain] * 9))
     sum1, sum9 = (ms(lambda n=n: e.weighted_sum([a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
+    product1, product9 = (ms(lambda n=n: e.dot_ciphers([a] * n, [b] * n)) for n in (1, 9))
     many1, many4 = ms(lambda: e.rotate_many(a, [1])), ms(lambda: e.rotate_many(a, [1, 2, 3, 4]))
     one = ms(lambda: e.rotate_sum([(a, 1)]))
     four_steps = ms(lambda: e.rotate_sum([(a, 1), (a, 2), (a, 3), (a, 4)]))
@@ -170,6 +188,7 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
         "add": add,
         "add_plain": ms(lambda: e.add_plain(product, bias)),
         # sums are fused with their products, so "add" is not counted twice
+        "multiply": (product9 - product1) / 8,
         "multiply_plain": max((dot9 - dot1) / 8 - add, 0.0),
         "multiply_scalar": max((sum9 - sum1) / 8 - add, 0.0),
         "square": ms(lambda: e.square(a)),

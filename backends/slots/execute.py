@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -52,96 +53,108 @@ def decrypt(plan: Plan, client: ClientLibrary, ciphers: list[Cipher], scale: flo
 
 @dataclass(frozen=True)
 class _Group:
-    """Terms of one output that share a giant step: positions in the list of rotated inputs, and encoded diagonals."""
+    """Terms of one output that share a giant step: positions in the list of rotated inputs, and their diagonals."""
 
     giant: int
     inputs: list[int]
-    plains: list[Plain]
+    weights: list[Plain | Cipher]
 
 
 @dataclass(frozen=True)
-class _Program:
-    """A `Packed` step with every weight encoded at its level and scale."""
+class _Loaded:
+    """The weights of a step; of an image-in-slot step only the biases."""
 
-    babies: list[tuple[int, list[int]]]  # for each input ciphertext: the steps by which it is needed
-    groups: list[list[_Group]]  # for each output
-    folds: tuple[tuple[int, ...], ...]
-    biases: list[Plain]
-    real_part: bool
+    biases: list[Plain | Cipher]
+    babies: list[tuple[int, list[int]]] = field(default_factory=list)  # of each input: the steps that are needed
+    groups: list[list[_Group]] = field(default_factory=list)  # for each output
 
 
 class Program:
-    """A plan loaded into an evaluator: weights are encoded here, before any request."""
+    """A plan loaded into an evaluator, weights encoded before any request.
 
-    def __init__(self, plan: Plan, evaluator: Evaluator, moduli: list[int]) -> None:
+    weights: ciphertexts of ``plan.weights`` in their order, for a plan whose model is encrypted.
+    """
+
+    def __init__(
+        self, plan: Plan, evaluator: Evaluator, moduli: list[int], weights: Iterable[Cipher] | None = None
+    ) -> None:
         self.plan = plan
         self.evaluator = evaluator
         self.scales = plan.scales(moduli)
-        self._steps = [self._load(level, step) for level, step in enumerate(plan.steps)]
+        if weights is None:
+            weights = (evaluator.encode(w.vector, w.scale, w.level) for w in plan.weights(moduli))
+        stream = iter(weights)
+        self._steps = [self._load(step, stream) for step in plan.steps]
 
-    def _load(self, level: int, step: Packed | Scalar) -> Any:
-        encode, weight_scale = self.evaluator.encode, 2.0 ** self.plan.parameters.weight_scale_bits[level]
-        scale = self.scales[level] * weight_scale
+    @staticmethod
+    def _load(step: Packed | Scalar, weights: Iterator[Plain | Cipher]) -> _Loaded:
         if isinstance(step, Scalar):
-            both = (
-                0.5 + 0.5j if step.split else 1.0
-            )  # the same bias for the two images of a slot, halved as the weights
-            return [encode(np.full(self.plan.parameters.slots, b * both), scale, level) for b in step.bias]
-        diagonals = [encode(d, weight_scale, level) for d in step.diagonals]
+            return _Loaded(list(islice(weights, len(step.bias))))
         positions: dict[tuple[int, int], int] = {}
         babies: dict[int, list[int]] = defaultdict(list)
         for key in sorted({(t.input, t.baby) for t in step.terms}):
             positions[key] = len(positions)
             babies[key[0]].append(key[1])
         groups: list[dict[int, _Group]] = [{} for _ in range(step.outputs)]
-        for t in step.terms:
+        for t, weight in zip(step.terms, islice(weights, len(step.terms))):
             group = groups[t.output].setdefault(t.giant, _Group(t.giant, [], []))
             group.inputs.append(positions[t.input, t.baby])
-            group.plains.append(diagonals[t.diagonal])
-        biases = [encode(b, scale, level) for b in step.bias]
-        return _Program(list(babies.items()), [list(g.values()) for g in groups], step.folds, biases, step.real_part)
+            group.weights.append(weight)
+        biases = list(islice(weights, step.outputs))
+        return _Loaded(biases, list(babies.items()), [list(g.values()) for g in groups])
 
     def run(self, ciphers: list[Cipher]) -> list[Cipher]:
         """Ciphertexts of the request → ciphertexts of the response."""
-        for level in range(len(self._steps)):
-            ciphers = self.step(level, ciphers)
+        for index in range(len(self._steps)):
+            ciphers = self.step(index, ciphers)
         return ciphers
 
-    def step(self, level: int, ciphers: list[Cipher]) -> list[Cipher]:
+    def step(self, index: int, ciphers: list[Cipher]) -> list[Cipher]:
         """One affine map, with the squaring before it."""
-        if level:
+        if index:
             ciphers = [self.square(cipher) for cipher in ciphers]
-        return self.affine(level, self.plan.steps[level], self._steps[level], ciphers)
+        step, loaded = self.plan.steps[index], self._steps[index]
+        return (
+            self._scalar(index, step, loaded, ciphers)
+            if isinstance(step, Scalar)
+            else self._packed(step, loaded, ciphers)
+        )
 
     def square(self, cipher: Cipher) -> Cipher:
         """Relinearised first: rescaling three polynomials would multiply its rounding error by the square of the key."""
         e = self.evaluator
-        return e.rescale(e.relinearise(e.square(cipher)))
+        cipher = e.relinearise(e.square(cipher))
+        for _ in range(self.plan.parameters.primes_per_square):
+            cipher = e.rescale(cipher)
+        return cipher
 
-    def affine(self, level: int, step: Packed | Scalar, program: Any, ciphers: list[Cipher]) -> list[Cipher]:
-        if isinstance(step, Scalar):
-            return self._scalar(level, step, program, ciphers)
+    def _packed(self, step: Packed, loaded: _Loaded, ciphers: list[Cipher]) -> list[Cipher]:
         e = self.evaluator
-        rotated = [c for index, steps in program.babies for c in e.rotate_many(ciphers[index], steps)]
+        dot, add = (self._dot_ciphers, e.add) if self.plan.encrypted else (e.dot, e.add_plain)
+        rotated = [c for index, steps in loaded.babies for c in e.rotate_many(ciphers[index], steps)]
         results = []
-        for groups, bias in zip(program.groups, program.biases):
-            sums = [(e.dot([rotated[i] for i in g.inputs], g.plains), g.giant) for g in groups]
+        for groups, bias in zip(loaded.groups, loaded.biases):
+            sums = [(dot([rotated[i] for i in g.inputs], g.weights), g.giant) for g in groups]
             y = sums[0][0] if len(sums) == 1 and sums[0][1] == 0 else e.rotate_sum(sums)
-            for fold in program.folds:
+            for fold in step.folds:
                 y = e.rotate_sum([(y, 0), *((y, s) for s in fold)])
-            if program.real_part:
+            if step.real_part:
                 y = e.add(y, e.conjugate(y))
-            results.append(e.add_plain(y, bias))
+            results.append(add(y, bias))
         return results
 
-    def _scalar(self, level: int, step: Scalar, biases: list[Plain], ciphers: list[Cipher]) -> list[Cipher]:
+    def _dot_ciphers(self, ciphers: list[Cipher], weights: list[Cipher]) -> Cipher:
+        """One relinearisation for a whole sum of products."""
+        return self.evaluator.relinearise(self.evaluator.dot_ciphers(ciphers, weights))
+
+    def _scalar(self, index: int, step: Scalar, loaded: _Loaded, ciphers: list[Cipher]) -> list[Cipher]:
         e = self.evaluator
-        scale = 2.0 ** self.plan.parameters.weight_scale_bits[level]
+        scale, level = 2.0 ** self.plan.parameters.weight_scale_bits[index], self.plan.level(index)
 
         def affine(inputs: list[Cipher], sign: float) -> list[Cipher]:
             return [
                 e.add_plain(e.weighted_sum(inputs, sign * weights, scale, level), bias)
-                for weights, bias in zip(step.weight, biases)
+                for weights, bias in zip(step.weight, loaded.biases)
             ]
 
         if step.split:

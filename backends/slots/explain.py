@@ -55,7 +55,7 @@ def explain(
     counts = costs.operations(plan)
     layers = [{"layer": "request", "layout": plan.input.kind, "level": 0, "operations": {}}]
     for level, step in enumerate(plan.steps):
-        used = [(name, times) for count in counts for (owner, name), times in count.items() if owner == level]
+        used = sum((count for step, _, count in counts if step == level), Counter())
         layers.append(
             {"layer": f"affine {level + 1}", "layout": step.kind, "level": level, "operations": costs.named(used)}
         )

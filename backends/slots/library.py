@@ -21,9 +21,9 @@ Cipher = Any
 class Parameters:
     """Moduli and scales of one plan, in bits.
 
-    ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. rescale_bits: the primes that
-    rescaling drops, one for each squaring. special_bits: the key-switching prime where the library lets it be chosen.
-    input_scale_bits; weight_scale_bits: one for each affine map.
+    ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of squarings.
+    rescale_bits: of each prime that rescaling drops, `primes_per_square` for each squaring. special_bits: the
+    key-switching prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: one for each affine map.
     """
 
     ring_dimension: int
@@ -33,29 +33,34 @@ class Parameters:
     special_bits: int
     input_scale_bits: int
     weight_scale_bits: tuple[int, ...]
+    primes_per_square: int = 1
+
+    @property
+    def levels(self) -> int:
+        """How many primes rescaling drops altogether."""
+        return self.depth * self.primes_per_square
 
     @property
     def slots(self) -> int:
         return self.ring_dimension // 2
 
-    @property
-    def data_bits(self) -> int:
-        """log2 of the modulus of a fresh ciphertext."""
-        return self.first_bits + self.depth * self.rescale_bits
-
 
 @dataclass(frozen=True)
 class KeyRequest:
-    """The evaluation keys that a plan needs, and no other."""
+    """The evaluation keys that a plan needs, and no other; `public`: and a public key, to encrypt a model under."""
 
     rotations: tuple[int, ...]
     conjugation: bool
     relinearisation: bool
+    public: bool = False
 
 
 class ClientLibrary(Protocol):
     def keygen(self, request: KeyRequest) -> bytes:
         """Makes the secret key (kept) and returns the evaluation keys, serialised."""
+
+    def public_key(self) -> bytes:
+        """The public key of the last `keygen`, serialised."""
 
     def encrypt(self, vector: np.ndarray, scale: float) -> Cipher: ...
 
@@ -66,6 +71,15 @@ class ClientLibrary(Protocol):
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
         """All slots, complex."""
+
+
+class OwnerLibrary(Protocol):
+    """The owner's side where the model is encrypted."""
+
+    def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
+        """Under the client's public key."""
+
+    def serialise(self, cipher: Cipher) -> bytes: ...
 
 
 class Evaluator(Protocol):
@@ -87,6 +101,9 @@ class Evaluator(Protocol):
 
     def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
         """Σ cipher · plain."""
+
+    def dot_ciphers(self, ciphers: Sequence[Cipher], weights: Sequence[Cipher]) -> Cipher:
+        """Σ cipher · weight without relinearisation: three polynomials."""
 
     def weighted_sum(self, ciphers: Sequence[Cipher], weights: Sequence[float], scale: float, level: int) -> Cipher:
         """Σ weight · cipher for real scalars, each encoded at `scale`."""
@@ -116,7 +133,12 @@ class Library(Protocol):
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""
 
+    def public_stddev(self, ring_dimension: int) -> float:
+        """Standard deviation of a coefficient of the noise of `OwnerLibrary.encrypt_weight`."""
+
     def client(self, parameters: Parameters) -> ClientLibrary: ...
+
+    def owner(self, parameters: Parameters, public_key: bytes) -> OwnerLibrary: ...
 
     def evaluator(self, parameters: Parameters) -> Evaluator: ...
 

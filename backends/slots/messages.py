@@ -9,7 +9,7 @@ from backends.api import MessageError
 
 _HEADER = struct.Struct("<4s8sII")  # kind, identity of the keys, images, checksum of the rest
 _LENGTH = struct.Struct("<Q")
-REQUEST, RESPONSE = b"REQ1", b"RES1"
+REQUEST, RESPONSE, MODEL = b"REQ1", b"RES1", b"MOD1"
 IDENTITY_BYTES = 8
 
 

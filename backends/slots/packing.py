@@ -1,16 +1,21 @@
 """Layouts and kernels: the ways in which an affine map can be laid over slots.
 
-All kernels are instances of one: slot t computes a partial sum of output row ``t mod R`` over the offsets e that the
-kernel rotates by, and rotate-and-sum over the strides R, 2R, … completes it, so that afterwards every slot t holds
-output ``t mod R`` (period R, no garbage, ready for the next layer). R is the number of outputs rounded up to a power of
-two. Halevi and Shoup's diagonals ("Algorithms in HElib", CRYPTO 2014, section 4.3; hybrid form: Gazelle, USENIX
-Security 2018, section 4.2) are the case of one block; with the client's help, block b of the input holds x rotated by
-b·D already, which divides the rotations by the number of blocks, down to the column layout (D = 1) that needs none.
+A `Layout` says where the values of a vector stand in a period of P slots; the period is repeated over all slots. All
+kernels are instances of one: slot t computes a partial sum of the output that stands at ``t mod R`` over the offsets e
+that the kernel rotates by, and rotate-and-sum over the strides R, 2R, … completes it, so that afterwards the outputs
+stand in a layout of period R: no garbage, ready for the next layer. Halevi and Shoup's diagonals ("Algorithms in HElib",
+CRYPTO 2014, section 4.3; hybrid form: Gazelle, USENIX Security 2018, section 4.2) are the case of one block; with the
+client's help, block b of the input holds x rotated by b·D already, which divides the rotations by the number of blocks,
+down to the column layout (D = 1) that needs none. Offsets without any weight are skipped: for a convolution few are
+left if its input and output stand on one grid of slots (multiplexed packing: Lee et al., "Low-complexity deep
+convolutional neural networks on FHE using multiplexed parallel convolutions", ICML 2022, section 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -18,96 +23,105 @@ import numpy as np
 from backends.slots.blocks import Affine
 from backends.slots.plan import Input, Packed, Scalar, Term
 
+MAX_OFFSETS = 1024  # of one layer; beyond it no plan is worth its rotations
+
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, int(n - 1).bit_length())
 
 
-# -- the first layer: the client lays the image out ---------------------------------------------------------------------
+@dataclass(frozen=True)
+class Grid:
+    """Rows and columns of slots; the values of one channel are `step` slots apart in both directions, and the channels
+    fill the gaps between them before they need another grid."""
+
+    height: int
+    width: int
+    step: int
 
 
-def first_layer(affine: Affine, slots: int, radices: tuple[int, ...]) -> Iterator[tuple[Input, Packed]]:
-    """All candidates: chunk width × real or complex input × baby steps × radix of the folds."""
-    outputs, inputs = affine.weight.shape
-    rows = power_of_two(outputs)
-    if rows > slots:
-        return
-    for is_complex in (False, True):
-        values = 2 if is_complex else 1
-        width = rows
-        while width <= slots:
-            chunks = -(-inputs // (width * values))
-            offsets = max(1, rows * width // slots)  # D: offsets left after the client's replication
-            if chunks * offsets <= max(64, 2 * -(-inputs * rows // (slots * values))):
-                yield from _first_layer(affine, slots, rows, width, chunks, offsets, is_complex, radices)
-            if chunks == 1:
-                break
-            width *= 2
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Value i stands in all slots ``t ≡ positions[i] (mod period)``; the period is a power of two."""
+
+    period: int
+    positions: np.ndarray
+    grid: Grid | None = None
 
 
-def _first_layer(
+def compact(size: int) -> Layout:
+    return Layout(power_of_two(size), np.arange(size))
+
+
+def on_grid(shape: tuple[int, int, int], grid: Grid) -> Layout | None:
+    """shape: (channels, height, width); None if it does not fit."""
+    (channels, height, width), step = shape, grid.step
+    if step * height > grid.height or step * width > grid.width:
+        return None
+    c, y, x = np.indices(shape).reshape(3, -1)
+    block, gap = c // step**2, c % step**2
+    positions = (block * grid.height + step * y + gap // step) * grid.width + step * x + gap % step
+    return Layout(power_of_two(-(-channels // step**2) * grid.height * grid.width), positions, grid)
+
+
+def layouts(shape: tuple[int, ...], before: Layout | None = None, shape_before: tuple[int, ...] = ()) -> list[Layout]:
+    """Where the outputs of a layer may stand: on the grid of its inputs, on one of their own, or one after another."""
+    if len(shape) != 3:
+        return [compact(int(np.prod(shape)))]
+    _, height, width = shape
+    grids = {Grid(height, width, 1), Grid(power_of_two(height), power_of_two(width), 1)}
+    if before is not None and before.grid is not None:
+        stride = max(1, round(shape_before[1] / height))
+        grids.add(dataclasses.replace(before.grid, step=before.grid.step * stride))
+    ordered = sorted(grids, key=dataclasses.astuple)
+    return [layout for grid in ordered if (layout := on_grid(shape, grid)) is not None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to evaluate a layer. Its step has no diagonals yet: `complete` computes them for the way that is chosen."""
+
+    step: Packed
+    diagonals: Callable[[], np.ndarray]
+    request: Input | None = None  # of a first layer
+    output_slots: tuple[int, ...] = ()  # of a last layer
+
+    def complete(self) -> Packed:
+        """Without the products whose weights are all zero."""
+        diagonals = self.diagonals()
+        used = np.flatnonzero(diagonals.any(axis=1))
+        terms = (self.step.terms[i] for i in used.tolist())
+        terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(terms))
+        return dataclasses.replace(self.step, terms=terms, diagonals=diagonals[used])
+
+
+def _candidate(
     affine: Affine,
-    slots: int,
-    rows: int,
-    width: int,
-    chunks: int,
-    offsets: int,
-    is_complex: bool,
-    radices: tuple[int, ...],
-) -> Iterator[tuple[Input, Packed]]:
-    inputs = affine.weight.shape[1]
-    blocks = rows // offsets  # distinct blocks of `width` slots; the whole repeats after blocks · width
-    period = blocks * width
-    t = np.arange(slots)
-    content = (t + offsets * (t // width % blocks)) % width
-    values = 2 if is_complex else 1
-    index = values * (np.arange(chunks)[:, None] * width + content)
-    real = np.where(index < inputs, index, -1).astype(np.int32)
-    imaginary = np.where((index + 1 < inputs) & is_complex, index + 1, -1).astype(np.int32)
-
-    weight = np.zeros((rows, inputs + 1))  # the last column, which index −1 reads, stays zero
-    weight[: len(affine.weight), :inputs] = affine.weight
-    vectors = {}
-    for chunk, e in product(range(chunks), range(offsets)):
-        columns, columns_imaginary = np.roll(real[chunk], -e), np.roll(imaginary[chunk], -e)
-        vector = weight[t % rows, columns]
-        if is_complex:  # Re((a + ib)(v − iw)) = av + bw; halved, because the conjugate is added
-            vector = (vector - 1j * weight[t % rows, columns_imaginary]) / 2
-        vectors[chunk, e] = vector
-    request = Input(
-        f"{chunks} × {width} {'complex ' if is_complex else ''}values, {blocks} rotated copies", False, real, imaginary
-    )
-    for baby, fold in product(_divisors(offsets), radices):
-        yield request, _packed(affine, vectors, baby, _folds(rows, period, fold), rows, slots, is_complex)
-
-
-def _packed(
-    affine: Affine,
-    vectors: dict[tuple[int, int], np.ndarray],
+    target: Layout,
+    offsets: list[tuple[int, int]],
+    vector: Callable[[int, int], np.ndarray],
     baby: int,
     folds: tuple[tuple[int, ...], ...],
-    rows: int,
     slots: int,
+    request: Input | None = None,
     real_part: bool = False,
-) -> Packed:
-    """vectors: (ciphertext, offset) → diagonal; offset e = giant + b with b < baby."""
-    terms, diagonals = [], []
-    for (chunk, e), vector in vectors.items():
-        if not vector.any():
-            continue
-        giant = e - e % baby
-        terms.append(Term(0, chunk, e % baby, giant, len(diagonals)))
-        diagonals.append(np.roll(vector, giant))
-    steps = len({t.giant for t in terms})
-    bias = np.zeros(rows)
-    bias[: len(affine.bias)] = affine.bias
-    radices = [len(fold) + 1 for fold in folds]
-    kind = f"{len(terms)} diagonals ({min(baby, len(terms))} baby × {steps} giant steps), folds {radices}"
-    return Packed(kind, 1, tuple(terms), np.array(diagonals), folds, np.tile(bias, slots // rows)[None], real_part)
+) -> Candidate:
+    """offsets: (ciphertext, offset); vector: the diagonal of each. An offset is giant + b with b < baby."""
+    terms = tuple(Term(0, c, e % baby, e - e % baby, index) for index, (c, e) in enumerate(offsets))
+    bias = np.zeros(target.period)
+    bias[target.positions] = affine.bias
+    babies, giants = len({t.baby for t in terms}), len({t.giant for t in terms})
+    kind = f"{len(terms)} diagonals ({babies} baby × {giants} giant steps), folds {[len(fold) + 1 for fold in folds]}"
+    if target.grid:
+        kind += f", to a grid {target.grid.height} × {target.grid.width} step {target.grid.step}"
+    step = Packed(kind, 1, terms, np.zeros((0, slots)), folds, np.tile(bias, slots // target.period)[None], real_part)
+    return Candidate(
+        step, lambda: np.array([vector(c, e) for c, e in offsets]), request, tuple(target.positions.tolist())
+    )
 
 
-def _divisors(n: int) -> list[int]:
+def _powers(n: int) -> list[int]:
     return [1 << k for k in range(n.bit_length())]
 
 
@@ -121,42 +135,154 @@ def _folds(stride: int, period: int, radix: int) -> tuple[tuple[int, ...], ...]:
     return tuple(groups)
 
 
-# -- later layers: the input has a period -------------------------------------------------------------------------------
+# -- the first layer: the client lays the image out ---------------------------------------------------------------------
 
 
-def middle_layer(affine: Affine, period: int, slots: int, radices: tuple[int, ...]) -> Iterator[Packed]:
-    """Input: slot t holds x[t mod period]. Output: period R."""
-    outputs, inputs = affine.weight.shape
-    rows = power_of_two(outputs)
+def first_layer(affine: Affine, target: Layout, slots: int, radices: tuple[int, ...]) -> Iterator[Candidate]:
+    """All candidates: rotated copies of chunks of the image, or the windows of a convolution; real or complex input."""
+    rows, inputs = target.period, affine.weight.shape[1]
     if rows > slots:
         return
-    weight = np.zeros((rows, period))
-    weight[:outputs, :inputs] = affine.weight
+    # the last column, which index −1 reads, stays zero
+    weight = np.zeros((rows, inputs + 1))
+    weight[target.positions, :inputs] = affine.weight
+    for is_complex in (False, True):
+        values = 2 if is_complex else 1
+        if affine.terms < inputs:
+            yield from _windows(affine, weight, target, slots, is_complex, radices)
+        width = rows
+        while width <= slots:
+            chunks = -(-inputs // (width * values))
+            offsets = max(1, rows * width // slots)  # D: offsets left after the client's replication
+            if chunks * offsets <= max(64, 2 * -(-inputs * rows // (slots * values))):
+                yield from _copies(affine, weight, target, slots, width, chunks, offsets, is_complex, radices)
+            if chunks == 1:
+                break
+            width *= 2
+
+
+def _copies(
+    affine: Affine,
+    weight: np.ndarray,
+    target: Layout,
+    slots: int,
+    width: int,
+    chunks: int,
+    offsets: int,
+    is_complex: bool,
+    radices: tuple[int, ...],
+) -> Iterator[Candidate]:
+    """Each ciphertext holds `width` values in copies, block b rotated by b·D."""
+    inputs, rows = affine.weight.shape[1], target.period
+    blocks = rows // offsets  # distinct blocks of `width` slots; the whole repeats after blocks · width
     t = np.arange(slots)
-    offsets = min(rows, period)
-    vectors = {(0, e): weight[t % rows, (t + e) % period] for e in range(offsets)}
-    for baby, radix in product(_divisors(offsets), radices if rows < period else radices[:1]):
-        yield _packed(affine, vectors, baby, _folds(rows, period, radix), rows, slots)
+    content = (t + offsets * (t // width % blocks)) % width
+    values = 2 if is_complex else 1
+    index = values * (np.arange(chunks)[:, None] * width + content)
+    real = np.where(index < inputs, index, -1).astype(np.int32)
+    imaginary = np.where((index + 1 < inputs) & is_complex, index + 1, -1).astype(np.int32)
+
+    def vector(chunk: int, e: int) -> np.ndarray:
+        return _diagonal(weight, np.roll(real[chunk], -e), np.roll(imaginary[chunk], -e) if is_complex else None)
+
+    used = [(c, e) for c, e in product(range(chunks), range(offsets)) if c * width * values < inputs]
+    request = Input(
+        f"{chunks} × {width} {'complex ' if is_complex else ''}values, {blocks} rotated copies", False, real, imaginary
+    )
+    for baby, radix in product(_powers(offsets), radices):
+        folds = _folds(rows, blocks * width, radix)
+        yield _candidate(affine, target, used, vector, baby, folds, slots, request, is_complex)
 
 
-def last_layer(
-    affine: Affine, period: int, slots: int, radices: tuple[int, ...]
-) -> Iterator[tuple[Packed, tuple[int, ...]]]:
-    """Besides `middle_layer`: one product, row r in block r of `period` slots, summed into the block's first slot."""
-    outputs, inputs = affine.weight.shape
-    for packed in middle_layer(affine, period, slots, radices):
-        yield packed, tuple(range(outputs))
+def _windows(
+    affine: Affine, weight: np.ndarray, target: Layout, slots: int, is_complex: bool, radices: tuple[int, ...]
+) -> Iterator[Candidate]:
+    """Next to each output stand the inputs that it needs, one or two a slot, in as many blocks as are wanted: the windows
+    of a convolution (im2col; Brutzkus et al., "Low latency privacy preserving inference", ICML 2019, section 5.2)."""
+    rows, values = target.period, 2 if is_complex else 1
+    needed = np.full((rows, -(-affine.terms // values) * values), -1, np.int32)  # the columns of each row's weights
+    for row, weights in enumerate(weight):
+        columns = np.flatnonzero(weights)
+        needed[row, : len(columns)] = columns
+    places = needed.shape[1] // values
+    for blocks in _powers(min(slots // rows, power_of_two(places))):
+        chunks = -(-places // blocks)
+        if chunks > 64:
+            continue
+        t = np.arange(slots)
+        place = np.arange(chunks)[:, None] * blocks + t // rows % blocks
+        real, imaginary = (
+            np.where(place < places, needed[t % rows, np.minimum(values * place + part, values * places - 1)], -1)
+            for part in (0, values - 1)
+        )
+        imaginary = imaginary if is_complex else np.full_like(real, -1)
+
+        def vector(chunk: int, e: int, real=real, imaginary=imaginary) -> np.ndarray:
+            return _diagonal(weight, real[chunk], imaginary[chunk] if is_complex else None)
+
+        kind = f"{chunks} × {blocks} inputs of each output{', two a slot' if is_complex else ''}"
+        request = Input(kind, False, real.astype(np.int32), imaginary.astype(np.int32))
+        for radix in radices if blocks > 1 else radices[:1]:
+            folds = _folds(rows, rows * blocks, radix)
+            offsets = [(chunk, 0) for chunk in range(chunks)]
+            yield _candidate(affine, target, offsets, vector, 1, folds, slots, request, is_complex)
+
+
+def _diagonal(weight: np.ndarray, real: np.ndarray, imaginary: np.ndarray | None) -> np.ndarray:
+    """weight: (period, inputs + 1); real, imaginary: the inputs that stand in each slot."""
+    rows = np.arange(len(real)) % len(weight)
+    if imaginary is None:
+        return weight[rows, real]
+    # Re((a + ib)(v − iw)) = av + bw; halved, because the conjugate is added
+    return (weight[rows, real] - 1j * weight[rows, imaginary]) / 2
+
+
+# -- later layers: the input has a layout -------------------------------------------------------------------------------
+
+
+def middle_layer(
+    affine: Affine, source: Layout, target: Layout, slots: int, radices: tuple[int, ...]
+) -> Iterator[Candidate]:
+    """From the layout of the inputs to that of the outputs."""
+    rows, period = target.period, source.period
+    if rows > slots:
+        return
+    reach = min(rows, period)
+    outputs, inputs = np.nonzero(affine.weight)
+    offsets = np.unique((source.positions[inputs] - target.positions[outputs]) % reach).tolist() or [0]
+    if len(offsets) > MAX_OFFSETS:
+        return
+    weight = np.zeros((rows, period))
+    weight[np.ix_(target.positions, source.positions)] = affine.weight
+    t = np.arange(slots)
+
+    def vector(_: int, e: int) -> np.ndarray:
+        return weight[t % rows, (t + e) % period]
+
+    used = [(0, e) for e in offsets]
+    for baby, radix in product(_powers(reach), radices if rows < period else radices[:1]):
+        yield _candidate(affine, target, used, vector, baby, _folds(rows, period, radix), slots)
+
+
+def last_layer(affine: Affine, source: Layout, slots: int, radices: tuple[int, ...]) -> Iterator[Candidate]:
+    """Besides `middle_layer`: one product, row r in block r of the period, summed into the block's first slot."""
+    outputs, period = len(affine.weight), source.period
+    yield from middle_layer(affine, source, compact(outputs), slots, radices)
     if outputs * period > slots:
         return
-    vector, bias = np.zeros(slots), np.zeros(slots)
-    for row, (weights, b) in enumerate(zip(affine.weight, affine.bias)):
-        vector[row * period : row * period + inputs] = weights
-        bias[row * period] = b
+
+    def diagonals() -> np.ndarray:
+        vector = np.zeros((slots // period, period))
+        vector[:outputs, source.positions] = affine.weight
+        return vector.reshape(1, slots)
+
+    bias = np.zeros((slots // period, period))
+    bias[:outputs, 0] = affine.bias
     for radix in radices:
         folds = _folds(1, period, radix)
         kind = f"row by block, folds {[len(f) + 1 for f in folds]}"
-        packed = Packed(kind, 1, (Term(0, 0, 0, 0, 0),), vector[None], folds, bias[None])
-        yield packed, tuple(row * period for row in range(outputs))
+        step = Packed(kind, 1, (Term(0, 0, 0, 0, 0),), np.zeros((0, slots)), folds, bias.reshape(1, slots))
+        yield Candidate(step, diagonals, output_slots=tuple(row * period for row in range(outputs)))
 
 
 # -- one image in each slot ---------------------------------------------------------------------------------------------
@@ -169,7 +295,7 @@ def batched(affines: tuple[Affine, ...]) -> tuple[Input, tuple[Scalar, ...]]:
         factor = 0.5 if index == 0 else 1.0
         steps.append(
             Scalar(
-                f"{affine.weight.shape[1]} → {affine.weight.shape[0]} scalar products",
+                f"{affine.weight.shape[1]} → {affine.weight.shape[0]}, {np.count_nonzero(affine.weight)} scalar products",
                 affine.weight * factor,
                 affine.bias,
                 split=index == 0,

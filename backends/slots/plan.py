@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +21,7 @@ from backends.slots.library import KeyRequest, Parameters
 
 @dataclass(frozen=True)
 class Term:
-    """One product: ciphertext `input` rotated by `baby`, times ``diagonals[diagonal]``; the sum is rotated by `giant`."""
+    """One product: ciphertext `input` rotated by `baby` + `giant`, times ``diagonals[diagonal]``."""
 
     output: int
     input: int
@@ -30,10 +32,12 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """``y_o = fold(Σ_g rot_g(Σ rot_b(x_i) ⊙ d)) + bias_o`` (Halevi–Shoup baby-step giant-step, then rotate-and-sum).
+    """``y_o = fold(Σ_g rot_g(Σ rot_b(x_i) ⊙ rot_{−g}(d))) + bias_o`` (Halevi–Shoup baby-step giant-step, then
+    rotate-and-sum).
 
-    diagonals: (n, slots). folds: groups of rotations; a group adds its rotations of the sum to the sum. real_part:
-    adds the conjugate, for inputs that carry two values in a complex slot. bias: (output ciphertexts, slots).
+    diagonals: (n, slots), each where its product is wanted. folds: groups of rotations; a group adds its rotations of
+    the sum to the sum. real_part: adds the conjugate, for inputs that carry two values in a complex slot. bias: (output
+    ciphertexts, slots).
     """
 
     kind: str  # the layout in words, for `bench explain`
@@ -93,14 +97,27 @@ class Input:
 
 
 @dataclass(frozen=True, eq=False)
+class Weight:
+    """A vector of slots, and the scale and level at which the server needs it."""
+
+    vector: np.ndarray
+    scale: float
+    level: int
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """parameters, input packing, one step for each affine map, and where the logits are: slot ``output_slots[k]``."""
+    """parameters, input packing, one step for each affine map, and where the logits are: slot ``output_slots[k]``.
+
+    encrypted: whether the server gets the weights as ciphertexts (and its artifact none).
+    """
 
     parameters: Parameters
     input: Input
     steps: tuple[Step, ...]
     output_slots: tuple[int, ...]
     output_scale: float
+    encrypted: bool = False
 
     @property
     def batch(self) -> int:
@@ -111,7 +128,8 @@ class Plan:
         return KeyRequest(
             rotations=tuple(sorted(set[int]().union(*(step.rotations for step in self.steps)))),
             conjugation=any(step.conjugates for step in self.steps),
-            relinearisation=len(self.steps) > 1,
+            relinearisation=len(self.steps) > 1 or self.encrypted,
+            public=self.encrypted,
         )
 
     def shares(self, count: int) -> list[Plan]:
@@ -132,31 +150,58 @@ class Plan:
             )
         return plans
 
-    def scales(self, moduli: list[int], steps: int | None = None) -> list[float]:
-        """Exact scale before each step, and after the last one. steps: how many, where the plan has none itself."""
+    def level(self, step: int) -> int:
+        """The number of primes already dropped when a step is made."""
+        return step * self.parameters.primes_per_square
+
+    def scales(self, moduli: list[int]) -> list[float]:
+        """Exact scale before each step, and after the last one."""
+        weights = self.parameters.weight_scale_bits
         scale = 2.0**self.parameters.input_scale_bits
         scales = [scale]
-        for index, bits in enumerate(self.parameters.weight_scale_bits):
+        for index, bits in enumerate(weights):
             scale *= 2.0**bits
-            if index < (steps or len(self.steps)) - 1:
-                scale = scale**2 / moduli[len(moduli) - 1 - index]
+            if index < len(weights) - 1:
+                top = len(moduli) - self.level(index)
+                scale = scale**2 / math.prod(moduli[top - self.parameters.primes_per_square : top])
             scales.append(scale)
         return scales
+
+    def weights(self, moduli: list[int]) -> Iterator[Weight]:
+        """All vectors to encode or to encrypt, in the order in which `execute.Program` takes them: for each step the
+        diagonals of its terms, then the biases. Of an image-in-slot step only the biases: its weights are scalars."""
+        scales = self.scales(moduli)
+        for index, step in enumerate(self.steps):
+            scale = 2.0 ** self.parameters.weight_scale_bits[index]
+            after, level = scales[index] * scale, self.level(index)
+            if isinstance(step, Packed):
+                for term in step.terms:
+                    yield Weight(np.roll(step.diagonals[term.diagonal], term.giant), scale, level)
+                biases = step.bias
+            else:  # the same bias for the two images of a slot, halved as the weights
+                both = 0.5 + 0.5j if step.split else 1.0
+                biases = [np.full(self.parameters.slots, bias * both) for bias in step.bias]
+            for bias in biases:
+                yield Weight(bias, after, level)
 
     # -- the two artifacts -----------------------------------------------------------------------------------------
 
     def client_bytes(self) -> bytes:
         """Without the weights: what the client needs to encrypt and decrypt."""
-        return _dump(dataclasses.replace(self, steps=()), keys=self.keys, steps=len(self.steps))
+        return _dump(dataclasses.replace(self, steps=()), self.keys)
 
     def server_bytes(self) -> bytes:
-        """Without the packing, but for the number of ciphertexts."""
+        """Without the packing, but for the number of ciphertexts; without weights if they are to be encrypted."""
         empty = self.input.real[:, :0]
-        return _dump(dataclasses.replace(self, input=dataclasses.replace(self.input, real=empty, imaginary=empty)))
+        steps = self.steps
+        if self.encrypted:
+            steps = tuple(dataclasses.replace(s, diagonals=s.diagonals[:, :0], bias=s.bias[:, :0]) for s in steps)
+        request = dataclasses.replace(self.input, real=empty, imaginary=empty)
+        return _dump(dataclasses.replace(self, input=request, steps=steps), self.keys)
 
     @staticmethod
-    def from_bytes(data: bytes) -> tuple[Plan, dict]:
-        """The plan and the extra header values (of the client: ``keys`` and ``steps``)."""
+    def from_bytes(data: bytes) -> tuple[Plan, KeyRequest]:
+        """The plan and the keys that the whole of it needs."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
         header = json.loads(values.pop("header").tobytes())
@@ -175,11 +220,12 @@ class Plan:
             steps=tuple(steps),
             output_slots=tuple(header["output_slots"]),
             output_scale=header["output_scale"],
+            encrypted=header["encrypted"],
         )
-        return plan, header["extra"]
+        return plan, KeyRequest(**header["keys"] | {"rotations": tuple(header["keys"]["rotations"])})
 
 
-def _dump(plan: Plan, **extra: object) -> bytes:
+def _dump(plan: Plan, keys: KeyRequest) -> bytes:
     arrays = {"real": plan.input.real, "imaginary": plan.input.imaginary}
     steps = []
     for index, step in enumerate(plan.steps):
@@ -195,7 +241,8 @@ def _dump(plan: Plan, **extra: object) -> bytes:
         "steps": steps,
         "output_slots": plan.output_slots,
         "output_scale": plan.output_scale,
-        "extra": {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in extra.items()},
+        "encrypted": plan.encrypted,
+        "keys": dataclasses.asdict(keys),
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)

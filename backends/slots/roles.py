@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from backends import security
-from backends.api import BackendError, Job, MessageError, Prepared
+from backends.api import Job, MessageError, Prepared
 from backends.slots import blocks, costs, execute, messages, planner
 from backends.slots.explain import explain
-from backends.slots.library import Cipher, KeyRequest, Library
+from backends.slots.library import Cipher, Library
 from backends.slots.plan import Plan
 from backends.slots.workers import Worker
 from backends.variants import Variants
@@ -39,29 +39,28 @@ class SlotsOwner:
     def __init__(
         self, library: Library, folder: Path, *, hoisting: bool, objective: planner.Objective = "server"
     ) -> None:
-        self._library, self._folder, self._hoisting, self._objective = library, folder, hoisting, objective
+        self._library, self._hoisting, self._objective = library, hoisting, objective
+        self._costs = costs.load(folder)
 
     def plan(self, job: Job) -> tuple[blocks.Blocks, Plan]:
-        if job.model_privacy != "plain":
-            raise BackendError("this backend does not encrypt the model yet; use --model-privacy plain")
         network = blocks.from_network(job.network, job.calibration)
-        calibration = job.calibration.reshape(len(job.calibration), -1)
-        table = costs.load(self._folder)
         return network, planner.plan(
             network,
             self._library,
-            table,
-            calibration,
+            self._costs,
+            job.calibration.reshape(len(job.calibration), -1),
             scenario=job.scenario,
             objective=self._objective,
             hoisting=self._hoisting,
+            encrypted=job.model_privacy == "encrypted",
         )
 
     def prepare(self, job: Job) -> Prepared:
         network, plan = self.plan(job)
+        self._plan = plan
         description = self._library.describe(plan.parameters)
         calibration = job.calibration.reshape(len(job.calibration), -1)
-        operations = [(name, times) for count in costs.operations(plan) for (_, name), times in count.items()]
+        public_stddev = self._library.public_stddev(plan.parameters.ring_dimension) if plan.encrypted else 0.0
         return Prepared(
             client=plan.client_bytes(),
             server=plan.server_bytes(),
@@ -75,18 +74,25 @@ class SlotsOwner:
                 "threads": job.threads,
             },
             security=security.ckks(description),
-            operations=costs.named(operations),
+            operations=costs.named(costs.total(plan)),
             notes={
                 "layout": [plan.input.kind, *(step.kind for step in plan.steps)],
-                "predicted_server_ms": round(sum(costs.predict_ms(plan, costs.load(self._folder))), 1),
-                "predicted_logit_error": planner.simulated_error(plan, network, calibration),
+                "predicted_server_ms": round(sum(costs.predict_ms(plan, self._costs)), 1),
+                "predicted_logit_error": planner.simulated_error(plan, network, calibration, public_stddev),
             },
         )
+
+    def encrypt_model(self, public_key: bytes) -> bytes:
+        identity, key = messages.identified(public_key)
+        owner = self._library.owner(self._plan.parameters, key)
+        weights = self._plan.weights(self._library.moduli(self._plan.parameters))
+        parts = [owner.serialise(owner.encrypt_weight(w.vector, w.scale, w.level)) for w in weights]
+        return messages.frame(messages.MODEL, identity, 0, parts)
 
     def explain(self, job: Job) -> dict[str, Any]:
         """The plan in words and figures, predicted and measured here; see `backends.slots.explain`."""
         network, plan = self.plan(job)
-        return explain(plan, network, self._library, costs.load(self._folder), job.calibration)
+        return explain(plan, network, self._library, self._costs, job.calibration)
 
 
 class SlotsClient:
@@ -94,15 +100,16 @@ class SlotsClient:
         self._library = library
 
     def load(self, artifact: bytes) -> None:
-        self._plan, extra = Plan.from_bytes(artifact)
-        keys = extra["keys"]
-        self._request = KeyRequest(tuple(keys["rotations"]), keys["conjugation"], keys["relinearisation"])
+        self._plan, self._request = Plan.from_bytes(artifact)
         self._client = self._library.client(self._plan.parameters)
-        self._scale = self._plan.scales(self._library.moduli(self._plan.parameters), extra["steps"])[-1]
+        self._scale = self._plan.scales(self._library.moduli(self._plan.parameters))[-1]
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
-        return {"evaluation": self._identity + self._client.keygen(self._request)}
+        keys = {"evaluation": self._identity + self._client.keygen(self._request)}
+        if self._request.public:
+            keys["public"] = self._identity + self._client.public_key()
+        return keys
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:
         return len(images), execute.encrypt(self._plan, self._client, images.reshape(len(images), -1))
@@ -131,17 +138,24 @@ class SlotsServer:
 
     def load(self, artifact: bytes) -> None:
         self._plan, _ = Plan.from_bytes(artifact)
-        self._evaluator, moduli = (
-            self._library.evaluator(self._plan.parameters),
-            self._library.moduli(self._plan.parameters),
-        )
+        self._evaluator = self._library.evaluator(self._plan.parameters)
+        self._moduli = self._library.moduli(self._plan.parameters)
         cores = 1 if self._library.parallel else len(os.sched_getaffinity(0))
-        self._programs = [execute.Program(plan, self._evaluator, moduli) for plan in self._plan.shares(cores)]
+        if not self._plan.encrypted:
+            self._programs = [execute.Program(plan, self._evaluator, self._moduli) for plan in self._plan.shares(cores)]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         self._identity, evaluation = messages.identified(keys["evaluation"])
         self._evaluator.load_keys(evaluation)
-        self._workers = [Worker(program) for program in self._programs[1:]]
+        self._workers = [] if self._plan.encrypted else [Worker(program) for program in self._programs[1:]]
+
+    def load_model(self, model: bytes) -> None:
+        _, parts = messages.parse(messages.MODEL, self._identity, model)
+        expected = sum(len(step.terms) + step.outputs for step in self._plan.steps)
+        if len(parts) != expected:
+            raise MessageError(f"the model of this plan has {expected} ciphertexts, not {len(parts)}")
+        weights = map(self._evaluator.deserialise, parts)
+        self._programs = [execute.Program(self._plan, self._evaluator, self._moduli, weights)]
 
     def deserialise(self, request: bytes) -> tuple[int, list[Cipher]]:
         images, parts = messages.parse(messages.REQUEST, self._identity, request)

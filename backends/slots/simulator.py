@@ -18,6 +18,7 @@ import numpy as np
 from backends.slots.library import KeyRequest, Parameters
 
 ERROR_STDDEV = 3.2
+ROUNDING_STDDEV = 1 / np.sqrt(12)
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Simulator:
     name = "simulator"
     parallel = False
 
-    def __init__(self, noise_of: int = 0, seed: int = 0) -> None:
+    def __init__(self, noise_of: int = 0, seed: int = 0, public_stddev: float = ERROR_STDDEV) -> None:
         self._noise_of, self._random = noise_of, np.random.default_rng(seed)
+        self._public_stddev = public_stddev
         self._keys: set[int] = set()
         self.counts: dict[str, int] = {}
 
@@ -48,11 +50,17 @@ class Simulator:
         self._parameters = parameters
         return self
 
+    def owner(self, parameters: Parameters, public_key: bytes) -> Simulator:
+        return self.client(parameters)
+
     def evaluator(self, parameters: Parameters) -> Simulator:
         return self.client(parameters)
 
+    def public_stddev(self, ring_dimension: int) -> float:
+        return self._public_stddev
+
     def moduli(self, parameters: Parameters) -> list[int]:
-        return [2**parameters.first_bits] + [2**parameters.rescale_bits] * parameters.depth
+        return [2**parameters.first_bits] + [2**parameters.rescale_bits] * parameters.levels
 
     def describe(self, parameters: Parameters) -> dict[str, Any]:
         return {"ring_dimension": parameters.ring_dimension, "log2_qp": 0.0}
@@ -62,11 +70,18 @@ class Simulator:
         self._keys = set(request.rotations)
         return b"no key"
 
+    def public_key(self) -> bytes:
+        return b"no key"
+
     def encrypt(self, vector: np.ndarray, scale: float) -> Vector:
         return Vector(self._noisy(self._rounded(vector, scale), scale, ERROR_STDDEV), scale, 0)
 
     def decrypt(self, cipher: Vector, scale: float) -> np.ndarray:
         return cipher.values.astype(np.complex128)
+
+    # Owner
+    def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Vector:
+        return Vector(self._noisy(self._rounded(np.asarray(vector), scale), scale, self._public_stddev), scale, level)
 
     # Both
     def serialise(self, cipher: Vector) -> bytes:
@@ -101,9 +116,15 @@ class Simulator:
         values = sum(c.values * p.values for c, p in zip(ciphers, plains, strict=True))
         return Vector(values, ciphers[0].scale * plains[0].scale, ciphers[0].level)
 
-    def weighted_sum(self, ciphers: Sequence[Vector], weights: Sequence[float], scale: float, level: int) -> Vector:
-        self._count("multiply_scalar", len(ciphers))
+    def dot_ciphers(self, ciphers: Sequence[Vector], weights: Sequence[Vector]) -> Vector:
+        self._count("multiply", len(ciphers))
         self._count("add", len(ciphers) - 1)
+        values = sum(c.values * w.values for c, w in zip(ciphers, weights, strict=True))
+        return Vector(values, ciphers[0].scale * weights[0].scale, ciphers[0].level)
+
+    def weighted_sum(self, ciphers: Sequence[Vector], weights: Sequence[float], scale: float, level: int) -> Vector:
+        self._count("multiply_scalar", np.count_nonzero(weights))
+        self._count("add", np.count_nonzero(weights) - 1)
         rounded = np.round(np.asarray(weights) * scale) / scale if self._noise_of else np.asarray(weights)
         values = np.tensordot(rounded, np.array([c.values for c in ciphers]), 1)
         return Vector(values, ciphers[0].scale * scale, level)
@@ -155,7 +176,7 @@ class Simulator:
         return self._noisy(a.values, a.scale, self._rounding)
 
     def _rounded(self, values: np.ndarray, scale: float) -> np.ndarray:
-        return self._noisy(values, scale, 1 / np.sqrt(12))
+        return self._noisy(values, scale, ROUNDING_STDDEV)
 
     def _noisy(self, values: np.ndarray, scale: float, coefficient_stddev: float) -> np.ndarray:
         """A slot is a sum of N coefficients times roots of unity: half of the variance is in its real part."""
