@@ -130,23 +130,23 @@ def measured(call: Callable[[], wire.Message]) -> wire.Message:
     peak_rss_is_of: ``operation`` or, where the kernel cannot reset its peak, the ``process`` so far.
     """
     peak_rss_is_of, before = "operation" if _reset_peak() else "process", _memory_bytes("VmRSS")
-    cpu, wall = _cpu_s(), time.perf_counter_ns()
+    children, cpu, wall = _children_cpu_s(), time.process_time(), time.perf_counter_ns()
     reply = call()
-    wall_s = (time.perf_counter_ns() - wall) / 1e9
+    wall_s, cpu_s = (time.perf_counter_ns() - wall) / 1e9, time.process_time() - cpu
     cost = {
         "wall_s": wall_s,
-        "cpu_s": _cpu_s() - cpu,
+        "cpu_s": cpu_s + _children_cpu_s() - children,
+        "peak_rss_is_of": peak_rss_is_of,
         "peak_rss_bytes": _memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "kept_rss_bytes": _memory_bytes("VmRSS") - before,
-        "peak_rss_is_of": peak_rss_is_of,
     }
     return wire.Message(reply.header | cost, reply.blobs)
 
 
-def _cpu_s() -> float:
-    """Of this process, of the children that have ended, and of those that are alive."""
+def _children_cpu_s() -> float:
+    """Of those that have ended and of those that are alive."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_child_cpu_s, _children()))
+    return ended.ru_utime + ended.ru_stime + sum(map(_child_cpu_s, _children()))
 
 
 def _child_cpu_s(pid: int) -> float:
