@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm
@@ -151,10 +152,16 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
         raise ValueError("a median needs at least one sample")
     ordered = np.sort(np.asarray(samples, float))
     n = len(ordered)
-    # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
-    j = int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
+    j = _rank(n, confidence)
     low, high = (float(ordered[j - 1]), float(ordered[n - j])) if j else (None, None)
     return Interval(float(np.median(ordered)), low, high)
+
+
+@cache
+def _rank(n: int, confidence: float) -> int:
+    """The j of `median_interval`; 0 if there is none."""
+    # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
+    return int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
 
 
 def throughput(batch: int, wall_s: float) -> float:
