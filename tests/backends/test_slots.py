@@ -15,7 +15,7 @@ from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.slots import costs, packing, planner
 from backends.slots.blocks import Affine, Blocks, from_network
 from backends.slots.execute import Program, decrypt, encrypt
-from backends.slots.library import KeyRequest
+from backends.slots.library import KeyRequest, Parameters
 from backends.slots.plan import Plan
 from backends.slots.simulator import Simulator
 from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
@@ -38,6 +38,11 @@ def random_network(widths: tuple[int, ...], seed: int) -> tuple[Network, np.ndar
         layers.append(Linear(random.normal(size=(outputs, inputs)) / np.sqrt(inputs), random.normal(size=outputs) / 4))
     network = Network("random", "none", "polynomial", (1, 1, widths[0]), widths[-1], tuple(layers))
     return network, random.uniform(0, 1, (8, 1, 1, widths[0]))
+
+
+def scaled(ring_dimension: int, terms: list[int], *bits: int) -> Parameters:
+    precision = planner.Precision(ring_dimension, terms)
+    return precision.parameters(precision.scales(*bits))
 
 
 def simulated(plan: Plan, images: np.ndarray) -> np.ndarray:
@@ -77,7 +82,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
     affine = Affine(random.normal(size=(outputs, inputs)), random.normal(size=outputs))
     image = random.uniform(-1, 1, (1, inputs))
     expected = image @ affine.weight.T + affine.bias
-    parameters = planner.Precision(2 * SLOTS, [inputs]).parameters(12)
+    parameters = scaled(2 * SLOTS, [inputs], 12)
     output_slots = tuple(range(outputs))
     candidates = list(packing.first_layer(affine, packing.compact(outputs), SLOTS, (2, 4)))
     assert candidates
@@ -90,7 +95,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
     if packing.power_of_two(inputs) <= 256:
         source = packing.compact(inputs)
         first = next(packing.first_layer(identity, source, SLOTS, (2,)))
-        parameters = planner.Precision(2 * SLOTS, [inputs, inputs]).parameters(12)
+        parameters = scaled(2 * SLOTS, [inputs, inputs], 12)
         for last in packing.last_layer(affine, source, SLOTS, (2, 8)):
             steps = first.complete(), last.complete()
             result = simulated(Plan(parameters, first.request, steps, last.output_slots, 1.0), image)
@@ -246,7 +251,7 @@ def test_security_is_looked_up_for_the_parameters_used() -> None:
 @pytest.mark.parametrize("backend", LIBRARIES)
 def test_parameters_below_128_bits_are_not_admissible(backend: str) -> None:
     library = importlib.import_module(f"backends.{backend}").LIBRARY
-    parameters = planner.Precision(8192, [784, 64, 64, 64, 64]).parameters(12)
+    parameters = scaled(8192, [784, 64, 64, 64, 64], 12)
     assert not library.admissible(parameters)
 
 
@@ -260,7 +265,7 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
 
     from backends.ckks import seal as ours
 
-    library, parameters = importlib.import_module("backends.ckks").LIBRARY, planner.Precision(8192, [8, 8]).parameters(10)
+    library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
     blob = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
     context, split = ours._context(parameters), 8 + int.from_bytes(blob[:8], "little")
     relin = ours._load(seal.RelinKeys, context, blob[8:split])
@@ -274,7 +279,7 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
 def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
     import openfhe
 
-    library, parameters = importlib.import_module("backends.openfhe").LIBRARY, planner.Precision(8192, [8, 8]).parameters(10, 2)
+    library, parameters = importlib.import_module("backends.openfhe").LIBRARY, scaled(8192, [8, 8], 10, 2)
     client = library.client(parameters)
     blob = client.keygen(KeyRequest((1, 2), True, True))
     secret = openfhe.Serialize(client._secret, openfhe.BINARY)
