@@ -128,7 +128,7 @@ class OpenfheOwner:
         return openfhe.Serialize(cipher, openfhe.BINARY)
 
 
-def _template(context: Any) -> Cipher:
+def template(context: Any) -> Cipher:
     """A ciphertext under a key that is thrown away at once."""
     return context.Encrypt(context.KeyGen().publicKey, context.MakeCKKSPackedPlaintext(np.zeros(1)))
 
@@ -138,7 +138,7 @@ class OpenfheEvaluator:
         self._context = _context(parameters)
         self._parameters = parameters
         self._unit = 2.0 ** -_scaling_bits(parameters)
-        self._template = _template(self._context)
+        self._template = template(self._context)
 
     def load_keys(self, data: bytes) -> None:
         tag, relin, rotations, conjugation = _split(data)

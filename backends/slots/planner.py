@@ -61,7 +61,8 @@ def plan(
         if batched:
             layout = _batched(blocks, precision)
         else:
-            layout = _packed(blocks, precision, table, objective, (2, 4, 8) if hoisting else (2,), encrypted)
+            parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
+            layout = packed(blocks, parameters, table, objective, hoisting=hoisting, encrypted=encrypted)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
@@ -92,17 +93,18 @@ class _Tail:
     candidates: tuple[Candidate, ...]
 
 
-def _packed(
+def packed(
     blocks: Blocks,
-    precision: Precision,
+    parameters: Parameters,
     table: dict[str, list[float]],
-    objective: Objective,
-    radices: tuple[int, ...],
-    encrypted: bool,
+    objective: Objective = "server",
+    *,
+    hoisting: bool = False,
+    encrypted: bool = False,
 ) -> Plan | None:
-    """Dynamic programming over the layouts between layers; the objective chooses the first layer, with what it asks of
-    the client. None if a layer does not fit into the slots."""
-    affines, parameters = blocks.affines, precision.parameters(precision.scales(FIRST_GUESS_BITS))
+    """The cheapest layouts for these parameters: dynamic programming over those between layers; the objective chooses the
+    first layer, with what it asks of the client. None if a layer does not fit into the slots."""
+    affines, radices = blocks.affines, (2, 4, 8) if hoisting else (2,)
     slots, tails = parameters.slots, dict[tuple, _Tail | None]()
 
     def ms(index: int, candidate: Candidate) -> float:
