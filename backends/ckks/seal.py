@@ -92,7 +92,9 @@ class SealClient:
         return len(relin).to_bytes(8, "little") + relin + galois
 
     def public_key(self) -> bytes:
-        return _save(self._generator.create_public_key())
+        key = seal.PublicKey()
+        self._generator.create_public_key(key)
+        return _save(key)
 
     def encrypt(self, vector: np.ndarray, scale: float) -> Any:
         plain = seal.Plaintext()
@@ -238,6 +240,7 @@ class Seal:
     """`backends.slots.library.Library` over SEAL."""
 
     name = "ckks"
+    first_is_largest = False
     parallel = False
 
     def admissible(self, parameters: Parameters) -> bool:
@@ -248,7 +251,7 @@ class Seal:
         except (RuntimeError, ValueError):  # not enough primes of this size
             return False
 
-    def public_stddev(self, ring_dimension: int) -> float:
+    def public_stddev(self, ring_dimension: int, level: int) -> float:
         """SEAL encrypts under a modulus that is one prime longer and divides the noise away: its rounding remains."""
         return math.sqrt((1 + 2 * ring_dimension / 3) / 12)
 
