@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.files import replace
 from bench.record import Record, RecordError, records_in
 from bench.report.check import warnings
 from bench.report.page import CLEAR, render
@@ -31,8 +30,8 @@ def write(run: Path, bandwidth_bit_per_s: float | None = None) -> tuple[Path, Pa
     about["notes"] = [*(about.get("notes") or ()), *warnings(records)]
     figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
     csv, html = run / "results.csv", run / "report.html"
-    _replace(csv, frame(figures).to_csv(index=False, lineterminator="\n"))
-    _replace(html, render(records, figures, about, name=run.resolve().name))
+    replace(csv, frame(figures).to_csv(index=False, lineterminator="\n").encode())
+    replace(html, render(records, figures, about, name=run.resolve().name).encode())
     return csv, html
 
 
@@ -53,12 +52,3 @@ def _run_file(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise RecordError(f"{path} is not a JSON object; delete it (the records are enough for a report)")
     return about
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes by an atomic rename: an interrupted report leaves the last whole one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
