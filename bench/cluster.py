@@ -29,7 +29,7 @@ from bench.trials import Options, Report
 
 LOCAL = "local"
 TRIAL = {"trial": 1}  # the resource that a worker declares and a trial takes
-PATIENCE_S = 30.0  # for a scheduler to answer and a first worker to be there
+PATIENCE_S = 10.0  # for a scheduler to answer and a first worker to be there
 WATCH_S = 0.5
 LOG_BYTES = 1 << 16  # kept of a party's log
 
@@ -63,10 +63,10 @@ class Cluster:
 
         Raises RunError if the scheduler is lost.
         """
-        asked = {self._submit(trial, options, store.finished(trial)): trial for trial in wanted}
+        asked = {self._submit(n, trial, options, store.finished(trial)): trial for n, trial in enumerate(wanted)}
         report(None, f"{len(wanted)} trials on {len(self._hosts)} workers")
         try:
-            for future in as_completed(list(asked)):
+            for future in as_completed(list(asked), loop=self._client.loop):
                 yield _store(future, asked.pop(future), store, folder)
         finally:
             for future, trial in asked.items():
@@ -74,7 +74,7 @@ class Cluster:
                     _store(future, trial, store, folder)
             self._client.cancel(list(asked), force=True)
 
-    def _submit(self, trial: Trial, options: Options, finished: dict[str, str]) -> Future:
+    def _submit(self, number: int, trial: Trial, options: Options, finished: dict[str, str]) -> Future:
         """finished: keys of records and their hosts, one of which need not do it again."""
         near = [address for address, host in self._hosts.items() if host in finished.values()]
         return self._client.submit(
@@ -83,6 +83,7 @@ class Cluster:
             options,
             list(finished),
             key=f"{trial.label} {uuid.uuid4().hex}",
+            priority=-number,
             resources=TRIAL,
             workers=near or None,
             allow_other_workers=bool(near),

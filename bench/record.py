@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from bench.files import replace
+from bench.files import RunError, replace
 
 SCHEMA = 2
 READABLE = (1, 2)  # 2 only adds fields: of a record of schema 1 they are empty
@@ -22,7 +22,7 @@ Role = Literal["owner", "client", "server"]
 SamplingEnd = Literal["", "precise", "time", "count", "fixed"]
 
 
-class RecordError(ValueError):
+class RecordError(RunError):
     """A record file that cannot be read; the message says which and what to do."""
 
 
