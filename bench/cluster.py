@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed.comm import resolve_address
 
 from bench import machine, process, runner, trials
 from bench.files import RunError
@@ -101,6 +102,7 @@ def connect(address: str) -> Iterator[Cluster]:
         if address == LOCAL:
             address = stack.enter_context(_local()).scheduler_address
         try:
+            resolve_address(address)  # Client would leave its threads behind
             client = stack.enter_context(Client(address, timeout=PATIENCE_S, set_as_default=False))
             client.wait_for_workers(1, timeout=PATIENCE_S)
         except (OSError, ValueError) as error:  # no connection, no worker in time, no such address
