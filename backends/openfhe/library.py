@@ -20,7 +20,7 @@ import openfhe
 from backends.api import MessageError
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
-SPECIAL_PRIME_BITS = 60  # OpenFHE's own choice (auxBits), read back from the keys in `describe`
+SECRETS = ("Gaussian", "uniform ternary", "sparse ternary", "sparse encapsulated")  # OpenFHE's SecretKeyDist, in order
 ERROR_STDDEV = 3.19  # OpenFHE's default, read back in `describe`
 FEATURES = (openfhe.PKESchemeFeature.PKE, openfhe.PKESchemeFeature.KEYSWITCH, openfhe.PKESchemeFeature.LEVELEDSHE)
 
@@ -317,14 +317,14 @@ def describe(context: Any) -> dict[str, Any]:
     # a switching key holds two polynomials a digit over all primes, special ones included
     digits = next(find_members(document, "dnum"))
     towers = round(len(key) / (2 * digits * 8 * context.GetRingDimension()))
-    special = [SPECIAL_PRIME_BITS] * (towers - len(primes))
+    special = [next(find_members(document, "ab"))] * (towers - len(primes))
     return {
         "ring_dimension": context.GetRingDimension(),
         "log2_qp": sum(map(math.log2, primes)) + sum(special),
         "moduli_bits": [prime.bit_length() for prime in primes],
         "special_moduli_bits": special,
-        "secret": "uniform ternary",
-        "error_stddev": next(find_members(document, "dp")),
+        "secret": SECRETS[next(find_members(document, "mo"))],
+        "error_stddev": round(next(find_members(document, "dp")), 4),  # a 32-bit float
     }
 
 

@@ -337,13 +337,43 @@ def test_damaged_and_foreign_messages_are_refused(backend: str) -> None:
 
 
 def test_security_is_looked_up_for_the_parameters_used() -> None:
-    description = {"ring_dimension": 8192, "secret": "uniform ternary"}
+    description = {"ring_dimension": 8192, "secret": "uniform ternary", "error_stddev": 3.19}
+    assert "not IND-CPA-D" in security.ckks(description | {"log2_qp": 218.0})["sharing"]
+    with pytest.raises(InsecureError, match="standard deviation 2.5 of the error"):
+        security.ckks(description | {"log2_qp": 100.0, "error_stddev": 2.5})
     assert security.ckks(description | {"log2_qp": 218.0})["bits"] == 128
     assert security.ckks(description | {"log2_qp": 150.0})["bits"] == 192
     assert not security.ckks(description | {"log2_qp": 216.0})["meets_2024_guidelines"]
     for insecure in ({"log2_qp": 218.5}, {"log2_qp": 100.0, "secret": "sparse ternary"}):
         with pytest.raises(InsecureError, match="larger ring dimension"):
             security.ckks(description | insecure)
+
+
+def test_secret_and_error_of_seal_are_those_of_the_context_that_was_built() -> None:
+    """The error is measured: SEAL's is a centred binomial of standard deviation √10.5 (or a Gaussian of 3.2, as built)."""
+    described = importlib.import_module("backends.ckks").LIBRARY.describe(
+        planner.Precision(8192, [8, 8]).parameters(10)
+    )
+    assert described["error_stddev"] == pytest.approx(10.5**0.5, rel=0.05)
+    assert security.ckks(described)["error_stddev"] == described["error_stddev"]
+
+
+def test_secret_and_error_of_openfhe_are_those_of_the_context_that_was_built() -> None:
+    import openfhe
+
+    from backends.openfhe.library import FEATURES, describe
+
+    options = openfhe.CCParamsCKKSRNS()
+    options.SetMultiplicativeDepth(1)
+    options.SetSecretKeyDist(openfhe.SecretKeyDist.SPARSE_TERNARY)
+    options.SetStandardDeviation(3.5)
+    context = openfhe.GenCryptoContext(options)
+    for feature in FEATURES:
+        context.Enable(feature)
+    described = describe(context)
+    assert (described["secret"], described["error_stddev"]) == ("sparse ternary", 3.5)
+    with pytest.raises(InsecureError, match="sparse ternary secret is below 128 bits"):
+        security.ckks(described)
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
