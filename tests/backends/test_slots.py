@@ -351,9 +351,7 @@ def test_security_is_looked_up_for_the_parameters_used() -> None:
 
 def test_secret_and_error_of_seal_are_those_of_the_context_that_was_built() -> None:
     """The error is measured: SEAL's is a centred binomial of standard deviation √10.5 (or a Gaussian of 3.2, as built)."""
-    described = importlib.import_module("backends.ckks").LIBRARY.describe(
-        planner.Precision(8192, [8, 8]).parameters(10)
-    )
+    described = importlib.import_module("backends.ckks").LIBRARY.describe(scaled(8192, [8, 8], 10))
     assert described["error_stddev"] == pytest.approx(10.5**0.5, rel=0.05)
     assert security.ckks(described)["error_stddev"] == described["error_stddev"]
 
