@@ -40,7 +40,9 @@ def test_export_computes_what_was_trained(model, lowering, shape):
     with torch.no_grad():
         expected = module(images).numpy()
     assert np.abs(network.forward(images.numpy()) - expected).max() < 1e-5 * np.abs(expected).max()
-    assert {type(layer) for layer in network.layers} & {ReLU, Polynomial} == {ReLU if lowering == "float" else Polynomial}
+    assert {type(layer) for layer in network.layers} & {ReLU, Polynomial} == {
+        ReLU if lowering == "float" else Polynomial
+    }
 
 
 def shapes(model):
