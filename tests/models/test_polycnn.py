@@ -81,11 +81,11 @@ def test_the_square_can_be_completed_whatever_was_learnt():
         assert np.allclose(activation(x), activation.export()(x.numpy()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind, channels, outputs, label, least", CASES, ids=[case[0] for case in CASES])
-def test_learns_each_kind(digits, model, kind, channels, outputs, label, least):
+@pytest.mark.parametrize("model, case", [("polycnn", CASES[2]), *(("polycnn-s", case) for case in CASES)])
+def test_learns_each_kind(digits, model, case):
+    kind, channels, outputs, label, least = case
     data = relabelled(digits, kind, channels, outputs, label)
-    for lowering, network in train.train(model, data.task, data, REAL, budget=0.04).items():
+    for lowering, network in train.train(model, data.task, data, ("polynomial",), budget=0.04).items():
         assert (network.lowering, network.model, network.input_shape) == (lowering, model, (channels, 28, 28))
         assert network.provenance["test"]["accuracy"] > least
 
