@@ -21,8 +21,9 @@ from markupsafe import Markup
 
 from bench.record import Record
 from bench.report import claims
-from bench.report.layout import AXES, CLEAR, TABLES, Trial, cell, column, headings, label, trials_of, values_of
+from bench.report.layout import AXES, CLEAR, TABLES, Trial, cell, column, headings, label, values_of
 from bench.report.quantity import with_unit
+from bench.report.reading import Run
 from bench.report.table import COLUMNS, REQUEST
 from bench.report.verdict import verdict
 
@@ -44,12 +45,9 @@ SYMBOLS = {
 COLOURS = 6  # of report.css: --series-1 …
 
 
-def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str, Any], name: str) -> str:
-    """The whole page.
-
-    figures: `bench.report.table.row` of each record. about: the run file (see `bench.report.write`). name: of the run.
-    """
-    trials = trials_of(records, figures)
+def render(run: Run) -> str:
+    """The whole page."""
+    records, trials, about = run.records, run.trials, run.about
     values = values_of(trials)
     markers = markers_of(values["backend"])
     environment = Environment(
@@ -62,9 +60,9 @@ def render(records: list[Record], figures: list[dict[str, Any]], about: dict[str
     environment.filters["pretty"] = _pretty
     tables = headings(trials)
     return environment.get_template("report.html.j2").render(
-        title=about.get("suite") or name,
+        title=run.title,
         compared=_compared(records, trials, values),
-        notes=[str(note) for note in about.get("notes") or ()],
+        notes=about["notes"],
         answer=[sentence.partition(": ") for sentence in verdict(trials)],
         filters={f: values[f] for f in FILTERS if len(values[f]) > 1 or f == "backend"},
         markers=markers,
