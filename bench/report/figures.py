@@ -6,6 +6,7 @@ Colours, symbols, fills and hatches are those of the page: read from its style s
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 from bench.report.layout import Trial, label, values_of
 from bench.report.page import TEMPLATES, markers_of
-from bench.report.quantity import grouped, with_unit
+from bench.report.quantity import THIN_SPACE, grouped, with_unit
 from bench.report.table import REQUEST
 
 MARKERS = {
@@ -29,7 +30,8 @@ MARKERS = {
 }  # fmt: skip
 FILLS = ("full", "none", "left", "bottom")  # of the first, second, … model
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
-         "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85", "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip
+         "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85",
+         "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip
 STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4")
 HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\")
 WIDTH_IN = 6.9  # both columns of a paper
@@ -40,8 +42,12 @@ def draw(trials: list[Trial]) -> Iterator[tuple[str, bytes]]:
     finished = [trial for trial in trials if trial["status"] == "ok"]
     markers = markers_of(values_of(trials)["backend"])  # as on the page
     charts: dict[str, Callable[[list[Trial]], Figure | None]] = {
-        "pareto": partial(_pareto, markers=markers), "stages": _stages, "bytes": _bytes, "memory": _memory, "accuracy": _accuracy,
-    }  # fmt: skip
+        "pareto": partial(_pareto, markers=markers),
+        "stages": _stages,
+        "bytes": _bytes,
+        "memory": _memory,
+        "accuracy": _accuracy,
+    }
     for name, chart in charts.items():
         with plt.rc_context(STYLE):
             figure = chart(finished)
@@ -143,7 +149,7 @@ def _frontier(trials: list[Trial]) -> list[tuple[float, float]]:
 
 
 def _size(size_bytes: float) -> float:
-    return max(3.5, 2.5 + 0.045 * max(size_bytes, 1) ** 0.25)
+    return max(4.0, 3 + 2 * math.log10(max(size_bytes, 1000) / 1000))
 
 
 def _stages(trials: list[Trial]) -> Figure | None:
@@ -237,4 +243,4 @@ def _rows(trials: list[Trial]) -> tuple[Figure, Axes]:
 def _tick(value: float, unit: str) -> str:
     """``10 ms``: a round figure without the zeros that say how exactly a measured one is known."""
     number, _, name = with_unit(value, unit).partition(" ")
-    return f"{float(number.replace(chr(0x2009), '')):g} {name}" if name else grouped(value)
+    return f"{float(number.replace(THIN_SPACE, '')):g} {name}" if name else grouped(value)

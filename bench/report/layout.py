@@ -20,7 +20,7 @@ AXES = (
     "host",
     "seed",
 )  # what may tell trials apart
-IN_WORDS = {"threads": "threads {}", "seed": "seed {}", "model_privacy": "{} model"}  # in the name of a trial
+IN_WORDS = {"threads": "threads {}", "seed": "seed {}"}  # in the name of a trial
 OPERATION = "operation: "  # prefix of the columns of operation counts, one for each name that occurs
 
 FEW = 0.1  # share of the images of another trial of the task, below which an accuracy says nothing beside it
@@ -160,7 +160,14 @@ def values_of(trials: list[Trial]) -> dict[str, list[Any]]:
 def label(trial: Trial, values: dict[str, list[Any]]) -> list[str]:
     """The backend, and whatever else tells this trial from the others."""
     others = [axis for axis in AXES if axis != "backend" and len(values[axis]) > 1]
-    return [trial["backend"], *(IN_WORDS.get(axis, "{}").format(trial[axis]) for axis in others)]
+    return [trial["backend"], *filter(None, (in_words(axis, trial[axis]) for axis in others))]
+
+
+def in_words(axis: str, value: Any) -> str:
+    """A value in the name of a trial; that a model is not encrypted goes without saying."""
+    if axis == "model_privacy":
+        return "encrypted model" if value == "encrypted" else ""
+    return IN_WORDS.get(axis, "{}").format(value)
 
 
 def headings(trials: list[Trial]) -> dict[str, list[Heading]]:

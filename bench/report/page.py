@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def render(run: Run) -> str:
         tables=tables,
         failed=any(t["status"] != "ok" for t in trials),
         glossary={h.title: column(h.column).meaning for of in tables.values() for h in of},
-        claims=claims.compare(trials),
+        claims=[(system, list(of)) for system, of in groupby(claims.compare(trials), key=lambda claim: claim.system)],
         machines=_distinct(record.machine for record in records),
         versions=_merged(record.versions for record in records),
         commits=sorted({record.git_commit for record in records if record.git_commit}),
@@ -121,7 +122,7 @@ def _compared(records: list[Record], trials: list[Trial], values: dict[str, list
     ]
     if images:
         parts.append(f"{'–'.join(str(i) for i in dict.fromkeys((images[0], images[-1])))} test images a trial")
-    parts.append(f"{', '.join(str(n) for n in values['threads'])} threads")
+    parts.append(f"threads {', '.join(str(n) for n in values['threads'])}")
     parts += values["host"] if len(values["host"]) == 1 else [f"{len(values['host'])} machines"]
     return " · ".join([*parts, min(r.started_at for r in records)[:10].replace("-", "\u2011")])  # not to be broken
 

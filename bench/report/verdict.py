@@ -66,7 +66,7 @@ def _cheapest(trials: list[Figures], column: str, unit: str, title: str, as_much
     ranked = [f"{name} {times(ratio)}" for name, ratio in sorted(ratios.items(), key=lambda item: item[1])]
     figure = _span([g[leader] for g in groups if leader in g], unit)
     takes = f"; {_behind(ranked)} {as_much}" if ranked else ""
-    return f"{title}: {_listed(best)}, {figure} an image{_of(wins, len(groups))}{takes}."
+    return f"{title}: {_first(best)}, {figure} an image{_of(wins, len(groups))}{takes}."
 
 
 def _most_accurate(trials: list[Figures]) -> str:
@@ -85,7 +85,7 @@ def _most_accurate(trials: list[Figures]) -> str:
     mean = f"{sum(own) / len(own):.3f}" + (" on average" if len(own) > 1 else "")
     rest = f"; {_behind(others)}" if others else ""
     doubt = "; their 95 % intervals overlap, so the order is not settled" if others and _overlap(trials) else ""
-    return f"Most accurate under encryption: {_listed(best)}, {mean}{_of(wins, len(groups))}{rest}{doubt}."
+    return f"Most accurate under encryption: {_first(best)}, {mean}{_of(wins, len(groups))}{rest}{doubt}."
 
 
 def _work(trial: Figures, column: str) -> tuple[str, ...]:
@@ -154,6 +154,10 @@ def _span(values: list[float], unit: str) -> str:
 
 def _of(wins: int, comparisons: int) -> str:
     return f", best in {wins} of {comparisons} comparisons" if comparisons > 1 else ""
+
+
+def _first(best: list[str]) -> str:
+    return _listed(best) if len(best) <= NAMED else _listed([*best[: NAMED - 1], f"{len(best) - NAMED + 1} others"])
 
 
 def _behind(ranked: list[str]) -> str:

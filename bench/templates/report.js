@@ -11,7 +11,7 @@ const { keys, figures, texts, columns, tables, labels, filters, models, markers,
 const count = labels.length;
 const all = [...Array(count).keys()];
 const form = byId("filters");
-const [TABLE_ROWS, CHART_ROWS, ALONE, PANELS, LINES] = [100, 60, 36, 12, 16]; // more than this at once cannot be read
+const [TABLE_ROWS, CHART_ROWS, ALONE, PANELS, LINES] = [100, 60, 36, 12, 36]; // more than this at once cannot be read
 let shown = all;
 let Plotly = null;
 
@@ -215,7 +215,7 @@ const PLAIN = [[1, ""]];
 
 function tick(number, units) {
   const [factor, unit] = [...units].reverse().find(([factor]) => number >= factor * 0.999) || units[0];
-  const digits = String(+(number / factor).toPrecision(3)).replace(/\B(?=(\d{3})+$)(?<!\.\d*)/g, "\u2009");
+  const digits = String(+(number / factor).toPrecision(3)).replace(/\B(?=(\d{3})+$)(?<!\.\d*)/g, "\u202f");
   return `${digits} ${unit}`.trim();
 }
 
@@ -273,7 +273,7 @@ function errorBars(items, figure) {
 }
 
 const varying = (names, trials) => names.filter((name) => new Set(trials.map((t) => value(name, t))).size > 1);
-const words = (name, trial) => ({ threads: `${value(name, trial)} threads`, model_privacy: `${value(name, trial)} model` })[name] || String(value(name, trial));
+const words = (name, trial) => ({ threads: `threads ${value(name, trial)}`, model_privacy: value(name, trial) === "encrypted" ? "encrypted model" : "" })[name] ?? String(value(name, trial));
 
 // ---- Accuracy against latency ---------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ function drawPareto() {
   const apart = [...varying(unlike, trials), ...varying(["task"], trials)];
   const panels = new Map();
   for (const trial of [...trials].sort((a, b) => (rank(a) < rank(b) ? -1 : rank(a) > rank(b) ? 1 : value("task", a) < value("task", b) ? -1 : 1))) {
-    const title = [...apart].reverse().map((name) => words(name, trial)).join(" · ") || value("task", trial);
+    const title = [...apart].reverse().map((name) => words(name, trial)).filter(Boolean).join(" · ") || value("task", trial);
     panels.set(title, [...(panels.get(title) || []), trial]);
   }
   const titles = [...panels.keys()].slice(0, PANELS);
@@ -331,13 +331,15 @@ function drawPareto() {
     layout[`yaxis${suffix}`] = axis({ domain: [Math.max(0, top - cell.height), top], anchor: `x${suffix}`, range: yRange,
       tickformat: ".2f", nticks: 6, title: col ? undefined : axisTitle("accuracy, encrypted") });
     layout.annotations.push({ text: `<b>${escaped(title)}</b>`, xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1,
-      xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 13 } });
+      xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: narrow() ? 11 : 13 } });
 
     const frontier = paretoFrontier(known, latency);
     if (frontier.length > 1) {
       traces.push({ ...axes, x: frontier.map((t) => latency(t)), y: frontier.map((t) => accuracy(t)), mode: "lines",
         line: { color: css("--muted"), width: 1.5, dash: "dash", shape: "hv" }, hoverinfo: "skip" });
     }
+    traces.push({ ...axes, x: frontier.map((t) => latency(t)), y: frontier.map((t) => accuracy(t)), mode: "markers", hoverinfo: "skip",
+      marker: { symbol: "circle-open", color: css("--ink"), size: frontier.map((t) => diameter(value("request_bytes", t) || 0) + 10), line: { width: 1.2 } } });
     const pixel = (t) => [(Math.log10(latency(t)) - xAxis.range[0]) / (xAxis.range[1] - xAxis.range[0]) * width * cell.width,
       (yRange[1] - accuracy(t)) / (yRange[1] - yRange[0]) * (height - 60) * cell.height];
     const names = frontier.map((t) => ({ trial: t, words: [value("backend", t), ...(models.length > 1 ? [value("model", t)] : [])].map(escaped).join(" ") }));
@@ -382,7 +384,7 @@ function placed(names, trials, pixel, width) {
   const bars = trials.map((trial) => pixel(trial)[0]);
   const found = [];
   for (const { trial, words } of names) {
-    const [[x, y], half] = [pixel(trial), diameter(value("request_bytes", trial) || 0) / 2 + 4];
+    const [[x, y], half] = [pixel(trial), diameter(value("request_bytes", trial) || 0) / 2 + 8];
     const long = 6.6 * words.length + 4;
     const spots = [[half, 0], [-half, 0], [half, half + 6], [half, -half - 6], [-half, half + 6], [-half, -half - 6], [half, 26], [half, -26], [-half, 26], [-half, -26]];
     for (const [dx, dy] of spots) {
@@ -427,7 +429,7 @@ function rowsOf(trials, together = true) {
   const names = ["model", "scenario", "model_privacy", "threads", "host"].filter((name) => filters[name].length > 1);
   const groups = new Map();
   for (const trial of trials) {
-    const parts = [value("backend", trial), ...names.map((name) => words(name, trial))];
+    const parts = [value("backend", trial), ...names.map((name) => words(name, trial)).filter(Boolean)];
     const group = groups.get(parts.join("\n")) || { parts, trials: [] };
     group.trials.push(trial);
     groups.set(parts.join("\n"), group);
@@ -535,36 +537,58 @@ function drawAmortised() {
   const bytes = byId("amortised").value === "bytes";
   const [once, each] = bytes ? [["evaluation_key_bytes", "public_key_bytes"], ["request_bytes", "response_bytes"]]
     : [["keygen_wall_s", "load_keys_wall_s"], ["request_wall_s_median"]];
-  const names = ["model", "scenario", "model_privacy", "threads", "host"].filter((name) => filters[name].length > 1);
+  const names = ["scenario", "model_privacy", "threads", "host"].filter((name) => filters[name].length > 1);
   const groups = new Map();
   for (const trial of shown.filter((t) => finished(t) && value("encrypted", t) && value("batch", t) && each.every((column) => value(column, t) !== null))) {
-    const parts = [value("backend", trial), ...names.map((name) => words(name, trial))];
-    const group = groups.get(parts.join("\n")) || { parts, trials: [] };
+    const parts = [value("backend", trial), ...names.map((name) => words(name, trial)).filter(Boolean)];
+    const identity = [value("model", trial), ...parts].join("\n");
+    const group = groups.get(identity) || { parts, trials: [], model: value("model", trial) };
     group.trials.push(trial);
-    groups.set(parts.join("\n"), group);
+    groups.set(identity, group);
   }
   const rows = [...groups.values()].slice(0, LINES);
   if (!rows.length) return plot("chart-amortised", null);
   const units = bytes ? BYTES : SECONDS;
   const images = [...Array(25).keys()].map((i) => Math.round(10 ** (i / 4)));
   const sum = (from, row) => from.reduce((total, column) => total + (medianOf(column, row) || 0), 0);
-  const dashes = ["solid", "dash", "dot", "dashdot"];
+  const cost = (row) => images.map((n) => (sum(once, row) + Math.ceil(n / medianOf("batch", row)) * sum(each, row)) / n);
+  const panels = [...new Set(rows.map((row) => row.model))];
+  const width = byId("chart-amortised").clientWidth;
+  const across = Math.min(panels.length, Math.max(1, Math.floor(width / 330)));
+  const down = Math.ceil(panels.length / across);
+  const listed = new Set(rows.map((row) => rowName(row))).size;
+  const legend = 24 * Math.ceil(listed / Math.max(1, Math.floor(width / 260)));
+  const height = down * 300 + 60 + legend;
+  const gap = { x: across > 1 ? 62 / width : 0, y: down > 1 ? 70 / height : 0 };
+  const cell = { width: (1 - gap.x * (across - 1)) / across, height: (1 - gap.y * (down - 1)) / down };
+  const yAxis = logAxis(rows.flatMap(cost), units, 500);
+  const layout = { height, annotations: [], margin: { l: 10, r: 12, t: 30 + legend, b: 10 }, hovermode: "closest",
+    legend: { orientation: "h", traceorder: "normal", x: 0, xanchor: "left", y: 1 + 26 / (down * 300), yanchor: "bottom" } };
+  const named = new Set();
   const traces = rows.map((row) => {
     const trial = row.trials[0];
-    const y = images.map((n) => (sum(once, row) + Math.ceil(n / medianOf("batch", row)) * sum(each, row)) / n);
+    const suffix = panels.indexOf(row.model) || "";
+    const y = cost(row);
     const { symbol, colour } = markers[value("backend", trial)];
-    const decades = images.map((_, i) => (i % 4 ? 0 : 8));
-    return { x: images, y, name: rowName(row), mode: "lines+markers", line: { color: css(`--series-${colour}`), width: 1.6, dash: dashes[models.indexOf(value("model", trial)) % 4] },
-      marker: { symbol: symbol + fillOf(value("model", trial)), size: decades, color: css(`--series-${colour}`), line: { width: 1.5 }, opacity: 1 },
-      hovertemplate: images.map((n, i) => `<b>${rowName(row)}</b><br>${tick(n, PLAIN)} images: ${tick(y[i], units)} an image<extra></extra>`) };
+    const name = rowName(row);
+    const showlegend = !named.has(name);
+    named.add(name);
+    const dash = value("model_privacy", trial) === "encrypted" ? "dot" : value("scenario", trial) === "single-stream" ? "solid" : "dash";
+    return { x: images, y, name, legendgroup: name, showlegend, mode: "lines+markers", xaxis: `x${suffix && suffix + 1}`, yaxis: `y${suffix && suffix + 1}`,
+      line: { color: css(`--series-${colour}`), width: 1.6, dash },
+      marker: { symbol, size: images.map((_, i) => (i % 4 ? 0 : 8)), color: css(`--series-${colour}`), opacity: 1 },
+      hovertemplate: images.map((n, i) => `<b>${name}</b>, ${escaped(row.model)}<br>${tick(n, PLAIN)} images: ${tick(y[i], units)} an image<extra></extra>`) };
   });
-  const pixels = byId("chart-amortised").clientWidth;
-  plot("chart-amortised", traces, {
-    height: 420 + (narrow() ? 22 * rows.length : 22 * Math.ceil(rows.length / 3)),
-    xaxis: axis({ ...logAxis(images, PLAIN, pixels), title: axisTitle("images of one client") }),
-    yaxis: axis({ ...logAxis(traces.flatMap((trace) => trace.y), units, 500), title: axisTitle(byId("amortised").selectedOptions[0].text) }),
-    hovermode: "closest",
-  }, limit(rows.length, groups.size, "configurations"));
+  panels.forEach((model, index) => {
+    const suffix = index ? index + 1 : "";
+    const [left, top] = [(index % across) * (cell.width + gap.x), 1 - Math.floor(index / across) * (cell.height + gap.y)];
+    layout[`xaxis${suffix}`] = axis({ ...logAxis(images, PLAIN, width * cell.width), domain: [left, left + cell.width], anchor: `y${suffix}`,
+      title: index + across >= panels.length ? axisTitle("images of one client") : undefined });
+    layout[`yaxis${suffix}`] = axis({ ...yAxis, domain: [Math.max(0, top - cell.height), top], anchor: `x${suffix}`,
+      title: index % across ? undefined : axisTitle(byId("amortised").selectedOptions[0].text) });
+    layout.annotations.push({ text: `<b>${escaped(model)}</b>`, xref: `x${suffix} domain`, yref: `y${suffix} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false });
+  });
+  plot("chart-amortised", traces, layout, limit(rows.length, groups.size, "configurations"));
 }
 
 // ---- Start ----------------------------------------------------------------------------------------------------------
