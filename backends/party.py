@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -80,7 +81,7 @@ class Role:
         return lambda: self._done(self._target.load_model(blobs["model"]))
 
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        images = wire.array_from_bytes(blobs["images"])
+        self._value, images = None, wire.array_from_bytes(blobs["images"])  # what is no longer needed is released here
         return lambda: self._keep(self._target.encrypt(images))
 
     def _infer(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
@@ -92,6 +93,7 @@ class Role:
         return lambda: wire.Message({}, {"message": self._target.serialise(value)})
 
     def _deserialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        self._value = None
         return lambda: self._keep(self._target.deserialise(blobs["message"]))
 
     def _decrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
@@ -123,13 +125,15 @@ OPERATIONS = (
 )
 
 
-def measured(call: Callable[[], wire.Message]) -> wire.Message:
-    """The reply of `call` with ``wall_s``, ``cpu_s``, ``peak_rss_bytes`` and ``kept_rss_bytes`` in its header.
+def measured(call: Callable[[], wire.Message], first: bool = False) -> wire.Message:
+    """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header.
 
-    kept_rss_bytes: resident memory after the call less that before it; below zero if the call released memory.
     peak_rss_is_of: ``operation`` or, where the kernel cannot reset its peak, the ``process`` so far.
+    first: also ``kept_rss_bytes``, resident memory after the call less that before it. Memory that is free goes back to the
+    system both times, or the call would seem to need nothing: hence not for calls whose time is a sample.
     """
-    peak_rss_is_of, before = "operation" if _reset_peak() else "process", _memory_bytes("VmRSS")
+    before = _resident_bytes() if first else 0
+    peak_rss_is_of = "operation" if _reset_peak() else "process"
     children, cpu, wall = _children_cpu_s(), time.process_time(), time.perf_counter_ns()
     reply = call()
     wall_s, cpu_s = (time.perf_counter_ns() - wall) / 1e9, time.process_time() - cpu
@@ -138,9 +142,18 @@ def measured(call: Callable[[], wire.Message]) -> wire.Message:
         "cpu_s": cpu_s + _children_cpu_s() - children,
         "peak_rss_is_of": peak_rss_is_of,
         "peak_rss_bytes": _memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "kept_rss_bytes": _memory_bytes("VmRSS") - before,
     }
+    if first:
+        cost["kept_rss_bytes"] = _resident_bytes() - before
     return wire.Message(reply.header | cost, reply.blobs)
+
+
+def _resident_bytes() -> int:
+    """Once everything that is free was returned to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
+    return _memory_bytes("VmRSS")
 
 
 def _children_cpu_s() -> float:
@@ -206,12 +219,15 @@ def main() -> None:
         wire.send(connection, _failure(error))
         return
     wire.send(connection, wire.Message({"ready": os.getpid()}))
+    called = set[str]()
     while (request := wire.receive(connection)) is not None:
         try:
             operation = request.header.pop("operation", "")
             if operation not in OPERATIONS:
                 raise api.BackendError(f"unknown operation {operation!r}")
-            reply = wire.encode(measured(role.call(operation, request.header, request.blobs)))
+            call = role.call(operation, request.header, request.blobs)
+            reply = wire.encode(measured(call, first=operation not in called))
+            called.add(operation)
         except Exception as error:  # also of `encode`: a report that is no plain JSON, a message that is too long
             reply = wire.encode(_failure(error))
         connection.sendall(reply)

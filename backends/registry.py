@@ -6,6 +6,7 @@ the group ``fhe_medmnist_bench.backends`` names (``mylib = "mypackage.mybackend"
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class BackendInfo:
     distributions: the Python distributions whose versions belong in a record.
     python: the interpreter of the party processes; "" for the harness's own.
     variants: name → one line; the default variant has the name "".
+    lowerings: of the variants that receive another lowering.
     test_only: not part of a suite, and hidden by ``bench list`` unless asked for.
     """
 
@@ -43,6 +45,7 @@ class BackendInfo:
     distributions: tuple[str, ...] = ()
     python: str = ""
     variants: dict[str, str] | None = None
+    lowerings: dict[str, str] | None = None
     test_only: bool = False
 
     def load(self) -> ModuleType:
@@ -71,7 +74,7 @@ def backends() -> dict[str, BackendInfo]:
 
 
 def resolve(spec: str) -> tuple[BackendInfo, str]:
-    """``"ckks:naive"`` → (its BackendInfo, ``"naive"``). Raises UnknownBackend."""
+    """``"ckks:naive"`` → (its BackendInfo with the lowering of the variant, ``"naive"``). Raises UnknownBackend."""
     name, _, variant = spec.partition(":")
     known = backends()
     if name not in known:
@@ -80,4 +83,5 @@ def resolve(spec: str) -> tuple[BackendInfo, str]:
     if variant not in variants:
         choices = ", ".join(f"{name}:{v}" if v else name for v in variants)
         raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
-    return known[name], variant
+    info = known[name]
+    return dataclasses.replace(info, lowering=(info.lowerings or {}).get(variant, info.lowering)), variant

@@ -14,7 +14,7 @@ import psutil
 
 from bench.record import Conditions
 
-ROUNDS = 5  # the median of so many, each of about five milliseconds
+ROUNDS = 3  # the median of so many, each of about five milliseconds
 _LENGTH = 1 << 15  # 64-bit words: 256 kB, in the second-level cache as a ciphertext's polynomial is
 _PASSES = 250
 

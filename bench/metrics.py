@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from scipy.stats import binom, binomtest, norm, rankdata
@@ -148,7 +148,7 @@ def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tup
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-@lru_cache
+@cache
 def _normal_quantile(share: float) -> float:
     return float(norm.ppf(share))
 
@@ -164,13 +164,14 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
         raise ValueError("a median needs at least one sample")
     ordered = np.sort(np.asarray(samples, float))
     n = len(ordered)
-    j = _order_statistic(n, confidence)
+    j = _rank(n, confidence)
     low, high = (float(ordered[j - 1]), float(ordered[n - j])) if j else (None, None)
     return Interval(float(np.median(ordered)), low, high)
 
 
-@lru_cache
-def _order_statistic(n: int, confidence: float) -> int:
+@cache
+def _rank(n: int, confidence: float) -> int:
+    """The j of `median_interval`; 0 if there is none."""
     # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
     return int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
 
@@ -192,7 +193,7 @@ def paired(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Paired:
     return Paired(gained, lost, _sign_test(gained, gained + lost) if gained + lost else 1.0)
 
 
-@lru_cache
+@cache
 def _sign_test(gained: int, n: int) -> float:
     return float(binomtest(gained, n).pvalue)
 

@@ -60,7 +60,7 @@ class Stage(msgspec.Struct, kw_only=True):
     request, `cold_wall_s` is the first call, `warmup_wall_s` the calls before the samples (the cold one not among them).
     peak_rss_bytes: highest resident memory of that process during this stage, cold call and warm-ups included.
     kept_rss_bytes: growth of the resident memory of that process over the first call: what its result (the model, the keys,
-    the ciphertexts) takes in memory. A lower bound, because pages that were free are used again.
+    the ciphertexts) takes in memory, and whatever else the library keeps.
     """
 
     role: Role

@@ -95,8 +95,7 @@ class _Measured:
         else:
             stage.wall_s.append(cost["wall_s"])
             stage.cpu_s.append(cost["cpu_s"])
-        if stage.kept_rss_bytes is None:
-            stage.kept_rss_bytes = cost["kept_rss_bytes"]
+        stage.kept_rss_bytes = cost.get("kept_rss_bytes", stage.kept_rss_bytes)
         stage.peak_rss_bytes = max(stage.peak_rss_bytes or 0, cost["peak_rss_bytes"])
         if cost["peak_rss_is_of"] != "operation":
             self.notes["peak_rss"] = "of the process so far, not of each stage: this kernel cannot reset the peak"

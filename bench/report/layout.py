@@ -49,6 +49,7 @@ SUMMARY = [
     Heading("client_peak_rss_bytes", "Client memory"),
     Heading("server_peak_rss_bytes", "Server memory"),
     Heading("security_bits", "Security (bits)"),
+    Heading("precision_bits_worst", "Precision (bits)"),
 ]
 TABLES = {
     "summary": SUMMARY,
@@ -140,12 +141,14 @@ def trials_of(records: list[Record], figures: list[dict[str, Any]]) -> list[Tria
     encrypted (bool); host: short name of the machine; telling (bool): whether there are enough images for an accuracy
     (`FEW`); counts of operations, each with the prefix `OPERATION`.
     """
+    hosts = {_host(record.machine) for record in records if record.machine}
+    only = hosts.pop() if len(hosts) == 1 else "unknown machine"  # a trial that did not start may not name its machine
     most: dict[str, int] = defaultdict(int)
     for figure in figures:
         most[figure["task"]] = max(most[figure["task"]], figure.get("images", 0))
     return [
         figure
-        | {"encrypted": record.security is not None, "host": _host(record.machine)}
+        | {"encrypted": record.security is not None, "host": _host(record.machine) or only}
         | {"telling": figure.get("images", 0) >= FEW * most[figure["task"]]}
         | {OPERATION + name: count for name, count in record.operations.items()}
         for figure, record in zip(figures, records, strict=True)
@@ -207,4 +210,4 @@ def _words(name: str) -> str:
 def _host(machine: dict[str, Any]) -> str:
     """A short name that tells machines apart; not the load, which differs between trials of one machine."""
     parts = [machine.get("cpu", ""), machine.get("host", "")[:6]]
-    return " ".join(part for part in parts if part) or "unknown machine"
+    return " ".join(part for part in parts if part)

@@ -97,6 +97,16 @@ def test_peak_memory_is_that_of_the_stage(odd: Odd) -> None:
     assert kept.stage("client", "decrypt").peak_rss_bytes < 150e6
 
 
+def test_memory_that_a_call_keeps_is_that_of_its_result(odd: Odd) -> None:
+    """Keys of 64 MB that the server copies; and ciphertexts, though memory of their size has just become free."""
+    stages = odd("large keys and messages").stages
+    kept = {(stage.role, stage.name): stage.kept_rss_bytes for stage in stages}
+    assert 63e6 < kept["server", "load_keys"] < 66e6
+    assert 31e6 < kept["server", "deserialise"] < 34e6
+    assert 31e6 < kept["client", "deserialise"] < 34e6
+    assert abs(kept["server", "load"]) < 5e6
+
+
 def test_cpu_time_is_that_of_the_work(odd: Odd) -> None:
     hard, easy = odd("works hard").stage("server", "infer"), odd("none").stage("server", "infer")
     assert min(hard.cpu_s) > 2 * max(easy.cpu_s)

@@ -296,7 +296,9 @@ def test_raw_records_are_in_the_page(page, records):
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thousand")
-    work = itertools.product(range(63), ("clear", "ckks", "openfhe", "tfhe"), ("fcnn", "polycnn"), ("breastmnist", "digits"))
+    work = itertools.product(
+        range(63), ("clear", "ckks", "openfhe", "tfhe"), ("fcnn", "polycnn"), ("breastmnist", "digits")
+    )
     for number, (seed, backend, model, task) in enumerate(itertools.islice(work, 1000)):
         each = record(backend, task, seed=seed, model=model, n=50, samples=20)
         each.key = f"{number:020x}"
@@ -338,7 +340,8 @@ def trial(backend, wall, request, accuracy, **changes):
 def test_verdict_names_the_fastest_the_most_accurate_and_the_smallest():
     clear = trial("clear", 1e-5, 10, 0.99, encrypted=False)
     broken = trial("broken", 1e-5, 10, 0.99, status="wrong")
-    said = verdict([trial("ckks", 0.02, 300_000, 0.8), trial("tfhe", 2.0, 30_000, 0.9), clear, broken])
+    insecure = trial("weak", 1e-5, 10, 0.99, status="insecure")
+    said = verdict([trial("ckks", 0.02, 300_000, 0.8), trial("tfhe", 2.0, 30_000, 0.9), clear, broken, insecure])
     assert said == [
         "Fastest on the server: ckks, 20.0 ms an image; tfhe 100× as long.",
         "Most accurate under encryption: tfhe, 0.900; ckks 0.800.",

@@ -75,8 +75,8 @@ def test_work_of_others_is_told_from_our_own() -> None:
 
 
 def test_calibration_is_the_median_without_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = [90, 5, 7, 6, 80, 4]  # milliseconds
-    clock = iter(np.cumsum([ms * 10**6 for pair in zip([0] * 6, rounds) for ms in pair]).tolist())
+    rounds = [90, 80, 6, 5]  # milliseconds
+    clock = iter(np.cumsum([ms * 10**6 for pair in zip([0] * 4, rounds) for ms in pair]).tolist())
     monkeypatch.setattr(conditions.time, "perf_counter_ns", lambda: next(clock))
     monkeypatch.setattr(conditions, "_work", lambda: None)
     assert conditions.calibrate() == 0.006

@@ -22,7 +22,14 @@ def train(kind: str = "multi-class", outputs: int = 2, seed: int = 0, data=None,
     return train_integer(
         data or blobs(256, 1, outputs),
         blobs(64, 2, outputs) if data is None else data,
-        model="fcnn", task="blobs", kind=kind, input_shape=SHAPE, outputs=outputs, hidden=8, seed=seed, images=20_000,
+        model="fcnn",
+        task="blobs",
+        kind=kind,
+        input_shape=SHAPE,
+        outputs=outputs,
+        hidden=8,
+        seed=seed,
+        images=20_000,
         **options,
     )
 
@@ -93,7 +100,11 @@ def test_multi_label_uint8_and_soft_labels_are_learnt():
 def test_convolution_and_signed_quantiser_reach_brevitas():
     rng = np.random.default_rng(0)
     network = Network(
-        "cnn", "t", "integer", SHAPE, 3,
+        "cnn",
+        "t",
+        "integer",
+        SHAPE,
+        3,
         (
             Quantise(0.25, 2),
             Conv2d(rng.integers(-1, 2, (4, 1, 3, 3)) * 0.5, np.zeros(4), 2, 1, weight_bits=2, weight_scale=0.5),
