@@ -64,6 +64,7 @@ BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
 VALIDATION_IMAGES = 2_000
+RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
 ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
@@ -162,9 +163,7 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
-    def student(
-        self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress
-    ) -> Network:
+    def student(self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """The float or polynomial network."""
         architecture, loss, best = ARCHITECTURES[model], _loss(self.task), (np.inf, None)
         for restart in range(RESTARTS):
@@ -206,8 +205,9 @@ class Recipe:
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
             views = data.images[batch] / 255
             value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
+            excess = [layer.excess for layer in module.modules() if isinstance(layer, polycnn.Quadratic)]
             optimiser.zero_grad()
-            value.backward()
+            (value + RANGE_PENALTY * sum(excess)).backward()
             optimiser.step()
             schedule.step()
             if step % 50 == 0:
