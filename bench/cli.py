@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench``. Slow imports (pandas, plotly, torch) happen where they are used."""
+"""The command line: ``python -m bench``. Slow imports (pandas, matplotlib, torch) happen where they are used."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def run(
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
 ) -> None:
-    """Run trials and write records, results.csv and report.html."""
+    """Run trials and write records, report.html and results (CSV, Parquet, Markdown)."""
     from rich.console import Console
 
     from bench import suite as suites
@@ -296,15 +296,10 @@ def _progress(total: int) -> Iterator[Report]:
         yield update
 
 
-def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None) -> None:
+def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> None:
     from bench import report
-    from bench.record import RecordError
 
-    try:
-        csv, html = report.write(folder, bandwidth_bit_per_s)
-    except RecordError as error:
-        _fail(str(error), FAILED)
-    print(f"{csv}\n{html}")
+    print(*report.write(folder, bandwidth_bit_per_s, across_machines), sep="\n")
 
 
 def _table() -> Table:
@@ -360,9 +355,81 @@ def explain(
 
 
 @app.command()
-def report(run_folder: RunFolder, bandwidth: Bandwidth = None) -> None:
-    """Make results.csv and report.html again from the records of a run."""
-    _write_report(run_folder, _bandwidth(bandwidth))
+def report(
+    run_folder: RunFolder,
+    bandwidth: Bandwidth = None,
+    figures: Annotated[bool, typer.Option("--figures", help="SVG and PDF figures for papers too.")] = False,
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Rank costs of different machines, as if they were one.")
+    ] = False,
+) -> None:
+    """Make report.html and results (CSV, Parquet, Markdown) again from the records of a run."""
+    _write_report(run_folder, _bandwidth(bandwidth), across_machines)
+    if figures:
+        from bench.report import write_figures
+
+        print(*write_figures(run_folder), sep="\n")
+
+
+@app.command()
+def show(
+    run_folder: RunFolder,
+    trial: Annotated[
+        str | None, typer.Argument(help="Start of a key, or a part of a name; all trials without it.")
+    ] = None,
+) -> None:
+    """Show a run, or one trial of it, in the terminal."""
+    from rich.console import Console
+
+    from bench.report import read, terminal
+
+    run = read(run_folder)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if trial is None:
+        terminal.show_run(run, console)
+        return
+    found = terminal.find(run, trial)
+    if not found:
+        _fail(f"no trial {trial!r} in {run_folder}: `python -m bench show {run_folder}` lists them", USAGE)
+    for index in found:
+        terminal.show_trial(run, index, console)
+
+
+@app.command()
+def export(
+    run_folder: RunFolder,
+    to: Annotated[str, typer.Option(help="pytest-benchmark or pyperf")],
+    out: Annotated[Path | None, typer.Option(help="File (default: in the folder of the run).")] = None,
+) -> None:
+    """Write the timings of a run as a file of another tool."""
+    from bench import export as exports
+    from bench.report import read
+
+    if to not in exports.FORMATS:
+        _fail(f"cannot export to {to!r}: choose from {', '.join(exports.FORMATS)}", USAGE)
+    run = read(run_folder)
+    path = out or run_folder / f"{to}.json"
+    try:
+        path.write_text(exports.FORMATS[to](run), "utf-8")
+    except ModuleNotFoundError:
+        _fail(f"this needs {to}: pip install {to}", FAILED)
+    print(path)
+
+
+@app.command()
+def claims(run_folder: RunFolder) -> None:
+    """Print published figures beside those of a run, as Markdown."""
+    from bench.report import markdown, read
+
+    print(markdown.claims_page(read(run_folder).trials), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the columns of results.csv and results.parquet, as Markdown."""
+    from bench.report import markdown
+
+    print(markdown.schema(), end="")
 
 
 @app.command()

@@ -8,7 +8,8 @@
    each output's bias (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021), because prevalence differs
    between hospitals, while validation is a sample of the same one as training. τ = 1 takes all of it back; chosen is
    the largest τ whose validation accuracy is within one standard error of the best (the one-standard-error rule of
-   Breiman et al., "Classification and regression trees", 1984, section 3.4.3).
+   Breiman et al., "Classification and regression trees", 1984, section 3.4.3), or within `ADJUSTMENT_LOSS` where the split
+   is so small that a standard error would hide real harm.
 
 "Validation" in 3 and 4 means the validation images and augmented views of them, since some splits are small.
 The test split is evaluated once, for the provenance.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,16 +29,30 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import fcnn
+from models import fcnn, polycnn
 from models.augment import augment
 from models.network import LOWERINGS, Layer, Linear, Network
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
 
-# Each is a torch module made with (input_shape, outputs, lowering) that has `export() -> tuple[Layer, ...]`.
+
+@dataclass(frozen=True)
+class Architecture:
+    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export() -> tuple[Layer, ...]`.
+
+    images: how many are seen in the training of a student; rate: the peak of its learning rate.
+    """
+
+    build: Callable[..., nn.Module]
+    images: int
+    rate: float
+
+
 # The names are those of `models.zoo.MODELS`.
 ARCHITECTURES = {
-    "fcnn": fcnn.Fcnn,
+    "fcnn": Architecture(fcnn.Fcnn, 400_000, 2e-3),
+    "polycnn": Architecture(functools.partial(polycnn.PolyCnn, polycnn.DEEP), 150_000, 5e-3),
+    "polycnn-s": Architecture(functools.partial(polycnn.PolyCnn, polycnn.SHALLOW), 150_000, 5e-3),
 }
 
 Progress = Callable[[float, str], None]
@@ -47,10 +63,11 @@ RESTARTS = 3
 BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
-STUDENT_IMAGES = 400_000
 VALIDATION_IMAGES = 2_000
+RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
+ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
 
 
 @dataclass(frozen=True)
@@ -146,17 +163,15 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
-    def student(
-        self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress
-    ) -> Network:
+    def student(self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """The float or polynomial network."""
-        loss, best = _loss(self.task), (np.inf, None)
+        architecture, loss, best = ARCHITECTURES[model], _loss(self.task), (np.inf, None)
         for restart in range(RESTARTS):
             module = self.fit(
-                lambda: ARCHITECTURES[model](self.task.input_shape, self.task.outputs, lowering),
+                lambda: architecture.build(self.task.input_shape, self.task.outputs, lowering),
                 pool,
-                images=STUDENT_IMAGES,
-                rate=2e-3,
+                images=architecture.images,
+                rate=architecture.rate,
                 decay=0.5,
                 use=200 + restart,
                 augmented=False,
@@ -190,8 +205,9 @@ class Recipe:
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
             views = data.images[batch] / 255
             value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
+            excess = [layer.excess for layer in module.modules() if isinstance(layer, polycnn.Quadratic)]
             optimiser.zero_grad()
-            value.backward()
+            (value + RANGE_PENALTY * sum(excess)).backward()
             optimiser.step()
             schedule.step()
             if step % 50 == 0:
@@ -216,7 +232,7 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     shift -= shift.mean()
     accuracy = np.array([np.mean((logits + tau * shift).argmax(1) == labels) for tau in ADJUSTMENTS])
     best = accuracy.max()
-    tau = float(ADJUSTMENTS[accuracy >= best - np.sqrt(best * (1 - best) / images)].max())
+    tau = float(ADJUSTMENTS[accuracy >= best - min(np.sqrt(best * (1 - best) / images), ADJUSTMENT_LOSS)].max())
     bias = (last.bias + tau * shift).astype(np.float32)
     layers: tuple[Layer, ...] = (*body, dataclasses.replace(last, bias=bias))
     return dataclasses.replace(network, layers=layers), tau
@@ -250,7 +266,7 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
         "teachers": TEACHERS,
         "restarts": RESTARTS,
         "teacher_images": TEACHER_IMAGES,
-        "images": STUDENT_IMAGES,
+        "images": ARCHITECTURES[network.model].images,
         "selection": "lowest loss on the validation split and augmented views of it",
         "logit_adjustment": round(adjustment, 2),
         "validation": evaluate(network, dataset.val, task.kind),

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
+    "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
+    "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
 }
+INTEGER = ("fcnn",)  # the models that have an integer lowering too
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -39,11 +42,14 @@ def network(
     dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
     Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
     """
+    from models import NetworkError
     from models.network import Network
 
     stem = _find(model, task, lowering)
     if stem is not None:
         return Network.load(stem)
+    if lowering not in lowerings(model):
+        raise NetworkError(f"{model} has no {lowering} lowering, only {', '.join(lowerings(model))}")
     trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
     return trained[lowering]
 
@@ -60,7 +66,7 @@ def train(
     _check(model)
     from models.train import train  # torch, which is slow to import
 
-    networks = train(model, task, dataset, seed=seed, progress=progress)
+    networks = train(model, task, dataset, lowerings(model), seed=seed, progress=progress)
     for lowering, trained in networks.items():
         _store(trained, _stem(_cache(), model, task, lowering))
     return networks
@@ -68,8 +74,12 @@ def train(
 
 def is_trained(model: str, task: Task) -> bool:
     """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
-    lowerings = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
-    return all(_find(model, task, lowering) is not None for lowering in lowerings)
+    return all(_find(model, task, lowering) is not None for lowering in lowerings(model))
+
+
+def lowerings(model: str) -> tuple[str, ...]:
+    """The lowerings that a model has."""
+    return ("float", "polynomial", "integer") if model in INTEGER else ("float", "polynomial")
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:
