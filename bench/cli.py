@@ -435,13 +435,10 @@ def schema() -> None:
 @app.command()
 def check(run_folder: RunFolder) -> None:
     """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
-    from bench.record import Record, RecordError, records_in
+    from bench.record import Record, records_in
     from bench.report import check as checks
 
-    try:
-        records = [Record.load(path) for path in records_in(run_folder)]
-    except RecordError as error:
-        _fail(str(error), FAILED)
+    records = [Record.load(path) for path in records_in(run_folder)]
     if not any(record.stages for record in records):
         _fail(f"nothing was measured in {run_folder}", FAILED)
     sys.exit(OK if checks.show(records) else FAILED)
@@ -457,15 +454,12 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Compare runs of different machines.")] = False,
 ) -> None:
     """Compare two runs trial by trial. Exit code 3 if a figure of --fail-if grew too much or a trial is ok no more."""
-    from bench.record import RecordError
     from bench.report import compare as comparing
 
     try:
         result = comparing.compare(first, second, comparing.limits(fail_if or []), force)
     except comparing.CompareError as error:
         _fail(str(error), USAGE)
-    except RecordError as error:
-        _fail(str(error), FAILED)
     comparing.show(result)
     sys.exit(REGRESSION if fail_if and (result.regressions or result.broken) else OK)
 
