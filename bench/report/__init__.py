@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from bench.files import replace
 from bench.report import markdown
 from bench.report.page import render
 from bench.report.reading import read
@@ -35,10 +34,10 @@ def write(run: Path, bandwidth_bit_per_s: float | None = None) -> Files:
     found = read(run, bandwidth_bit_per_s)
     files = Files(run / "results.csv", run / "results.parquet", run / "results.md", run / "report.html")
     table = frame(found.figures)
-    _replace(files.csv, table.to_csv(index=False, lineterminator="\n").encode())
-    _replace(files.parquet, _parquet(table))
-    _replace(files.markdown, markdown.results(found).encode())
-    _replace(files.html, render(found).encode())
+    replace(files.csv, table.to_csv(index=False, lineterminator="\n").encode())
+    replace(files.parquet, _parquet(table))
+    replace(files.markdown, markdown.results(found).encode())
+    replace(files.html, render(found).encode())
     return files
 
 
@@ -50,7 +49,7 @@ def write_figures(run: Path) -> list[Path]:
     written = []
     for name, content in figures.draw(read(run).trials):
         path = run / "figures" / name
-        _replace(path, content)
+        replace(path, content)
         written.append(path)
     return written
 
@@ -65,12 +64,3 @@ def _parquet(table: pd.DataFrame) -> bytes:
     file = io.BytesIO()
     pyarrow.parquet.write_table(arrow.cast(pyarrow.schema(fields, arrow.schema.metadata)), file)
     return file.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes by an atomic rename: an interrupted report leaves the last whole one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
