@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ class BackendInfo:
     distributions: the Python distributions whose versions belong in a record.
     python: the interpreter of the party processes; "" for the harness's own.
     variants: name → one line; the default variant has the name "".
+    variant_lowerings: variant → its lowering, where that is another one; `resolve` puts it into `lowering`.
     test_only: not part of a suite, and hidden by ``bench list`` unless asked for.
     """
 
@@ -43,6 +44,7 @@ class BackendInfo:
     distributions: tuple[str, ...] = ()
     python: str = ""
     variants: dict[str, str] | None = None
+    variant_lowerings: dict[str, str] | None = None
     test_only: bool = False
 
     def load(self) -> ModuleType:
@@ -80,4 +82,5 @@ def resolve(spec: str) -> tuple[BackendInfo, str]:
     if variant not in variants:
         choices = ", ".join(f"{name}:{v}" if v else name for v in variants)
         raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
-    return known[name], variant
+    info = known[name]
+    return replace(info, lowering=(info.variant_lowerings or {}).get(variant, info.lowering)), variant

@@ -8,7 +8,8 @@
    each output's bias (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021), because prevalence differs
    between hospitals, while validation is a sample of the same one as training. τ = 1 takes all of it back; chosen is
    the largest τ whose validation accuracy is within one standard error of the best (the one-standard-error rule of
-   Breiman et al., "Classification and regression trees", 1984, section 3.4.3).
+   Breiman et al., "Classification and regression trees", 1984, section 3.4.3), or within `ADJUSTMENT_LOSS` where the split
+   is so small that a standard error would hide real harm.
 
 "Validation" in 3 and 4 means the validation images and augmented views of them, since some splits are small.
 The test split is evaluated once, for the provenance.
@@ -21,6 +22,7 @@ import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,11 @@ from torch.nn import functional
 from models import fcnn
 from models.augment import augment
 from models.network import LOWERINGS, Layer, Linear, Network
+from models.presets import PRESETS, Preset
+from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
+from models.zoo import INTEGER_NETWORK
 
 # Each is a torch module made with (input_shape, outputs, lowering) that has `export() -> tuple[Layer, ...]`.
 # The names are those of `models.zoo.MODELS`.
@@ -48,9 +53,11 @@ BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
 STUDENT_IMAGES = 400_000
+QUANTISED_IMAGES = 100_000
 VALIDATION_IMAGES = 2_000
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
+ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,9 @@ def train(
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     """
+    preset = PRESETS.get(INTEGER_NETWORK.get(model, model), Preset())
+    if "@" in model:
+        lowerings = ("integer",)
     title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
 
@@ -94,7 +104,7 @@ def train(
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
         if lowering == "integer":
-            network = _integer(model, recipe, pool, validation, step)
+            network = recipe.integer(model, preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)
@@ -146,28 +156,69 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
-    def student(
-        self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress
-    ) -> Network:
+    def student(self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """The float or polynomial network."""
-        loss, best = _loss(self.task), (np.inf, None)
-        for restart in range(RESTARTS):
-            module = self.fit(
-                lambda: ARCHITECTURES[model](self.task.input_shape, self.task.outputs, lowering),
-                pool,
-                images=STUDENT_IMAGES,
-                rate=2e-3,
-                decay=0.5,
-                use=200 + restart,
-                augmented=False,
-                progress=lambda f, text, i=restart: progress((i + f) / RESTARTS, text),
+
+        def restart(index: int, progress: Progress) -> Network:
+            return self.one_student(model, lowering, {}, pool, index, progress)
+
+        return self.best(restart, validation, progress)
+
+    def integer(self, model: str, preset: Preset, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
+        """Students of the preset's real lowering, fine-tuned behind quantisers on what they answer themselves."""
+
+        def restart(index: int, progress: Progress) -> Network:
+            student = self.one_student(
+                model, preset.real, preset.architecture, pool, index, lambda f, text: progress(0.7 * f, text)
             )
-            with torch.no_grad():
-                score = loss(module(validation.images / 255), validation.targets).item()
+            logits = np.concatenate([student.forward(part.numpy() / 255) for part in pool.images.split(BATCH)])
+            return fine_tune(
+                student,
+                preset.bits,
+                (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
+                _loss(self.task),
+                seed=self.seed * 1000 + index,
+                images=int(QUANTISED_IMAGES * self.budget),
+                progress=lambda f, text: progress(0.7 + 0.3 * f, text),
+            )
+
+        return self.best(restart, validation, progress)
+
+    def one_student(
+        self,
+        model: str,
+        lowering: str,
+        options: dict[str, Any],
+        pool: Labelled,
+        restart: int,
+        progress: Progress,
+    ) -> Network:
+        """options: further arguments of the model's class."""
+        architecture = ARCHITECTURES[model.partition("@")[0]]
+        module = self.fit(
+            lambda: architecture(self.task.input_shape, self.task.outputs, lowering, **options),
+            pool,
+            images=STUDENT_IMAGES,
+            rate=2e-3,
+            decay=0.5,
+            use=200 + restart,
+            augmented=False,
+            progress=progress,
+        )
+        task = self.task
+        return Network(model, task.name, lowering, task.input_shape, task.outputs, module.export())
+
+    def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
+        """Of RESTARTS networks, the one with the lowest loss on the validation images."""
+        loss, best = _loss(self.task), (np.inf, None)
+        for index in range(RESTARTS):
+            network = make(index, lambda f, text, i=index: progress((i + f) / RESTARTS, text))
+            logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
+            score = loss(logits, validation.targets.double()).item()
             if score < best[0]:
-                best = score, module
-        layers = best[1].export()
-        return Network(model, self.task.name, lowering, self.task.input_shape, self.task.outputs, layers)
+                best = score, network
+        assert best[1] is not None
+        return best[1]
 
     def fit(
         self,
@@ -216,29 +267,10 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     shift -= shift.mean()
     accuracy = np.array([np.mean((logits + tau * shift).argmax(1) == labels) for tau in ADJUSTMENTS])
     best = accuracy.max()
-    tau = float(ADJUSTMENTS[accuracy >= best - np.sqrt(best * (1 - best) / images)].max())
+    tau = float(ADJUSTMENTS[accuracy >= best - min(np.sqrt(best * (1 - best) / images), ADJUSTMENT_LOSS)].max())
     bias = (last.bias + tau * shift).astype(np.float32)
     layers: tuple[Layer, ...] = (*body, dataclasses.replace(last, bias=bias))
     return dataclasses.replace(network, layers=layers), tau
-
-
-def _integer(model: str, recipe: Recipe, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
-    from models.quantised import IMAGES, train_integer  # brevitas, which is slow to import
-
-    task = recipe.task
-    return train_integer(
-        (pool.images.numpy(), pool.targets.numpy()),
-        (validation.images.numpy(), validation.targets.numpy()),
-        model=model,
-        task=task.name,
-        kind=task.kind,
-        input_shape=task.input_shape,
-        outputs=task.outputs,
-        hidden=fcnn.HIDDEN,
-        seed=recipe.seed,
-        progress=progress,
-        images=int(IMAGES * recipe.budget),
-    )
 
 
 def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:

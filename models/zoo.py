@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from models.network import Network
 
 # Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
+# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL.
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
+    "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
+    "fcnn@balanced": "with 32 hidden units on pooled images; this is what fcnn means for integers",
+    "fcnn@accurate": "with 64 hidden units on whole images",
+    "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
 }
+INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -44,6 +50,8 @@ def network(
     stem = _find(model, task, lowering)
     if stem is not None:
         return Network.load(stem)
+    if lowering != "integer":
+        model = base(model)
     trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
     return trained[lowering]
 
@@ -56,7 +64,10 @@ def train(
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Network]:
-    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped."""
+    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped.
+
+    Of a preset, the integer lowering alone.
+    """
     _check(model)
     from models.train import train  # torch, which is slow to import
 
@@ -64,6 +75,11 @@ def train(
     for lowering, trained in networks.items():
         _store(trained, _stem(_cache(), model, task, lowering))
     return networks
+
+
+def base(model: str) -> str:
+    """The model without its preset."""
+    return model.partition("@")[0]
 
 
 def is_trained(model: str, task: Task) -> bool:
@@ -88,6 +104,7 @@ def _cache() -> Path:
 
 
 def _stem(folder: Path, model: str, task: Task, lowering: str) -> Path:
+    model = INTEGER_NETWORK.get(model, model) if lowering == "integer" else base(model)
     return folder / model / f"{task.name}.{lowering}"
 
 
