@@ -1,14 +1,16 @@
 """One role of one backend in a process of its own: ``python -m backends.party FD ROLE MODULE THREADS MEMORY``.
 
 It executes the calls that the harness sends over the socket FD, one at a time, and answers each with what it cost:
-wall time, CPU time of all threads and children, and the peak resident memory during the call. Objects (ciphertexts)
-stay here between calls; only bytes go out. It needs the standard library and NumPy beside the backend's own library.
+wall time, CPU time of all threads and children, and the resident memory at the peak of the call and kept after it.
+Objects (ciphertexts) stay here between calls; only bytes go out. It needs the standard library and NumPy beside the
+backend's own library.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -79,7 +81,7 @@ class Role:
         return lambda: self._done(self._target.load_model(blobs["model"]))
 
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        images = wire.array_from_bytes(blobs["images"])
+        self._value, images = None, wire.array_from_bytes(blobs["images"])  # what is no longer needed is released here
         return lambda: self._keep(self._target.encrypt(images))
 
     def _infer(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
@@ -91,6 +93,7 @@ class Role:
         return lambda: wire.Message({}, {"message": self._target.serialise(value)})
 
     def _deserialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        self._value = None
         return lambda: self._keep(self._target.deserialise(blobs["message"]))
 
     def _decrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
@@ -122,28 +125,41 @@ OPERATIONS = (
 )
 
 
-def measured(call: Callable[[], wire.Message]) -> wire.Message:
+def measured(call: Callable[[], wire.Message], first: bool = False) -> wire.Message:
     """The reply of `call` with ``wall_s``, ``cpu_s`` and ``peak_rss_bytes`` in its header.
 
     peak_rss_is_of: ``operation`` or, where the kernel cannot reset its peak, the ``process`` so far.
+    first: also ``kept_rss_bytes``, resident memory after the call less that before it. Memory that is free goes back to the
+    system both times, or the call would seem to need nothing: hence not for calls whose time is a sample.
     """
+    before = _resident_bytes() if first else 0
     peak_rss_is_of = "operation" if _reset_peak() else "process"
-    cpu, wall = _cpu_s(), time.perf_counter_ns()
+    children, cpu, wall = _children_cpu_s(), time.process_time(), time.perf_counter_ns()
     reply = call()
-    wall_s = (time.perf_counter_ns() - wall) / 1e9
+    wall_s, cpu_s = (time.perf_counter_ns() - wall) / 1e9, time.process_time() - cpu
     cost = {
         "wall_s": wall_s,
-        "cpu_s": _cpu_s() - cpu,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "cpu_s": cpu_s + _children_cpu_s() - children,
         "peak_rss_is_of": peak_rss_is_of,
+        "peak_rss_bytes": _memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    if first:
+        cost["kept_rss_bytes"] = _resident_bytes() - before
     return wire.Message(reply.header | cost, reply.blobs)
 
 
-def _cpu_s() -> float:
-    """Of this process, of the children that have ended, and of those that are alive."""
+def _resident_bytes() -> int:
+    """Once everything that is free was returned to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
+    return _memory_bytes("VmRSS")
+
+
+def _children_cpu_s() -> float:
+    """Of those that have ended and of those that are alive."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_child_cpu_s, _children()))
+    return ended.ru_utime + ended.ru_stime + sum(map(_child_cpu_s, _children()))
 
 
 def _child_cpu_s(pid: int) -> float:
@@ -167,14 +183,17 @@ def _reset_peak() -> bool:
     return True
 
 
-def _peak_rss_bytes() -> int:
-    """The sum over this process and its children: pages that a fork shares count for each."""
+def _memory_bytes(name: str) -> int:
+    """``VmHWM`` (peak) or ``VmRSS`` of this process and its children, see proc(5); 0 where the kernel does not tell.
+
+    Pages that a fork shares count for each.
+    """
     try:
         statuses = [Path(f"/proc/{pid}/status").read_text() for pid in ("self", *_children())]
-        lines = [next(line for line in status.splitlines() if line.startswith("VmHWM")) for status in statuses]
+        lines = [next(line for line in status.splitlines() if line.startswith(name)) for status in statuses]
         return sum(int(line.split()[1]) * 1024 for line in lines)
     except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return 0
 
 
 def _failure(error: BaseException) -> wire.Message:
@@ -200,12 +219,15 @@ def main() -> None:
         wire.send(connection, _failure(error))
         return
     wire.send(connection, wire.Message({"ready": os.getpid()}))
+    called = set[str]()
     while (request := wire.receive(connection)) is not None:
         try:
             operation = request.header.pop("operation", "")
             if operation not in OPERATIONS:
                 raise api.BackendError(f"unknown operation {operation!r}")
-            reply = wire.encode(measured(role.call(operation, request.header, request.blobs)))
+            call = role.call(operation, request.header, request.blobs)
+            reply = wire.encode(measured(call, first=operation not in called))
+            called.add(operation)
         except Exception as error:  # also of `encode`: a report that is no plain JSON, a message that is too long
             reply = wire.encode(_failure(error))
         connection.sendall(reply)

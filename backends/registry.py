@@ -6,9 +6,10 @@ the group ``fhe_medmnist_bench.backends`` names (``mylib = "mypackage.mybackend"
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,7 @@ class BackendInfo:
     distributions: the Python distributions whose versions belong in a record.
     python: the interpreter of the party processes; "" for the harness's own.
     variants: name → one line; the default variant has the name "".
-    variant_lowerings: variant → its lowering, where that is another one; `resolve` puts it into `lowering`.
+    lowerings: of the variants that receive another lowering.
     test_only: not part of a suite, and hidden by ``bench list`` unless asked for.
     """
 
@@ -44,7 +45,7 @@ class BackendInfo:
     distributions: tuple[str, ...] = ()
     python: str = ""
     variants: dict[str, str] | None = None
-    variant_lowerings: dict[str, str] | None = None
+    lowerings: dict[str, str] | None = None
     test_only: bool = False
 
     def load(self) -> ModuleType:
@@ -73,7 +74,7 @@ def backends() -> dict[str, BackendInfo]:
 
 
 def resolve(spec: str) -> tuple[BackendInfo, str]:
-    """``"ckks:naive"`` → (its BackendInfo, ``"naive"``). Raises UnknownBackend."""
+    """``"ckks:naive"`` → (its BackendInfo with the lowering of the variant, ``"naive"``). Raises UnknownBackend."""
     name, _, variant = spec.partition(":")
     known = backends()
     if name not in known:
@@ -83,4 +84,4 @@ def resolve(spec: str) -> tuple[BackendInfo, str]:
         choices = ", ".join(f"{name}:{v}" if v else name for v in variants)
         raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
     info = known[name]
-    return replace(info, lowering=(info.variant_lowerings or {}).get(variant, info.lowering)), variant
+    return dataclasses.replace(info, lowering=(info.lowerings or {}).get(variant, info.lowering)), variant

@@ -20,15 +20,29 @@ GUIDELINES_2024 = {
     128: {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523},
 }
 
+ERROR_STDDEV = 3.19  # of both: 8 / √(2π)
+_MEASURED = 0.95  # SEAL's error is measured, to within a few hundredths
+# Li and Micciancio, "On the Security of Homomorphic Encryption on Approximate Numbers", EUROCRYPT 2021.
+IND_CPA_D = (
+    "not IND-CPA-D: the noise in decrypted CKKS results depends on the secret key, so whoever sees results and "
+    "ciphertexts can recover it; the level holds while results stay with the holder of the key"
+)
+
 
 def ckks(description: dict[str, Any]) -> dict[str, Any]:
-    """The security entry of a record for a context described by ``ring_dimension``, ``log2_qp`` and ``secret``.
+    """The security entry of a record for a context described by ``ring_dimension``, ``log2_qp``, ``secret`` and
+    ``error_stddev`` (`backends.slots.library.Library.describe`).
 
     ``bits`` is the level that the 2018 standard guarantees (it tabulates 128, 192 and 256; between two levels the lower
     counts). Raises InsecureError below 128.
     """
     n, log2_qp = description["ring_dimension"], description["log2_qp"]
     bits = max((level for level, row in STANDARD_2018.items() if log2_qp <= row.get(n, 0)), default=0)
+    if description["error_stddev"] < _MEASURED * ERROR_STDDEV:
+        raise InsecureError(
+            f"the standard deviation {description['error_stddev']} of the error is below {ERROR_STDDEV}, for which the "
+            "tables hold; let the library choose it"
+        )
     if description["secret"] != "uniform ternary" or bits < MINIMUM_BITS:
         raise InsecureError(
             f"ring dimension {n} with log2(QP) = {log2_qp:.0f} and {description['secret']} secret is below "
@@ -37,8 +51,12 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     return {
         "bits": bits,
         "standard": "HomomorphicEncryption.org 2018, classical, ternary secret",
+        "ring_dimension": n,
         "log2_qp": round(log2_qp, 2),
         "log2_qp_limit": STANDARD_2018[128][n],
         "meets_2024_guidelines": log2_qp <= GUIDELINES_2024[128].get(n, 0),
         "log2_qp_limit_2024": GUIDELINES_2024[128].get(n, 0),
+        "secret": description["secret"],
+        "error_stddev": description["error_stddev"],
+        "sharing": IND_CPA_D,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="bench",
@@ -38,6 +39,11 @@ app = typer.Typer(
 )
 DataDir = Annotated[
     Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")
+]
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Bandwidth = Annotated[
+    str | None, typer.Option(help="Of a network to be assumed, as 100Mbit: derived columns, beside what was measured.")
 ]
 
 
@@ -93,38 +99,51 @@ def run(
     task: Annotated[list[str] | None, typer.Option()] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
     model_privacy: Annotated[list[str] | None, typer.Option(help="plain or encrypted")] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="Cores of each party (default: all).")] = None,
+    threads: Annotated[
+        list[str] | None, typer.Option(help="Cores of each party (default: all); 1,2 runs every trial with each.")
+    ] = None,
     images: Annotated[int | None, typer.Option(min=0, help="Test images of a trial; 0: all.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(help="Repeat requests until the intervals of medians are within ± this share; 0: never."),
+    ] = None,
+    sampling_time: Annotated[float | None, typer.Option(help="Seconds of repeating, at most.")] = None,
+    order: Annotated[int, typer.Option(help="Seed of the order in which the trials of a task run.")] = 0,
     memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
     suite: Annotated[
         str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
     ] = "quick",
+    bandwidth: Bandwidth = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
 ) -> None:
     """Run trials and write records, results.csv and report.html."""
     from bench import suite as suites
 
+    bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
         "backend": _split(backend),
         "model": _split(model),
         "task": _split(task),
         "scenario": _split(scenario),
         "model_privacy": _split(model_privacy),
-        "threads": threads,
+        "threads": _whole_numbers(threads, "--threads"),
         "images": images,
         "seed": seed,
         "timeout_s": timeout,
+        "precision": precision,
+        "sampling_s": sampling_time,
     }
     try:
         trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
     except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
+    trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     try:
-        _start(folder, suite, notes)
+        _start(folder, suite, notes, bandwidth_bit_per_s)
     except OSError as error:
         _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", USAGE)
     for note in notes:
@@ -148,6 +167,21 @@ def _resume(folder: Path) -> str:
 
 def _split(values: list[str] | None) -> list[str]:
     return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
+    try:
+        return [int(part) for part in _split(values)]
+    except ValueError:
+        raise typer.BadParameter("whole numbers, separated by commas", param_hint=f"'{option}'") from None
+
+
+def _bandwidth(text: str | None) -> float | None:
+    """``100Mbit`` in bits per second."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)bit", text or "")
+    if text and not (match and float(match[1])):
+        raise typer.BadParameter("a number and kbit, Mbit or Gbit, as 100Mbit", param_hint="'--bandwidth'")
+    return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
 
 def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial], list[str]]:
@@ -183,9 +217,11 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     return trials, notes
 
 
-def _start(folder: Path, suite: str, notes: list[str]) -> None:
+def _start(folder: Path, suite: str, notes: list[str], bandwidth_bit_per_s: float | None) -> None:
     (folder / "records").mkdir(parents=True, exist_ok=True)
     about = {"suite": suite, "notes": notes, "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
+    if bandwidth_bit_per_s:
+        about["bandwidth_bit_per_s"] = bandwidth_bit_per_s
     (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
@@ -260,12 +296,12 @@ def _progress(total: int) -> Iterator[Report]:
         yield update
 
 
-def _write_report(folder: Path) -> None:
+def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None) -> None:
     from bench import report
     from bench.record import RecordError
 
     try:
-        csv, html = report.write(folder)
+        csv, html = report.write(folder, bandwidth_bit_per_s)
     except RecordError as error:
         _fail(str(error), FAILED)
     print(f"{csv}\n{html}")
@@ -322,9 +358,84 @@ def explain(
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
+def tune(
+    backend: Annotated[str, typer.Option()] = "tfhe",
+    model: Annotated[str, typer.Option()] = "fcnn",
+    task: Annotated[str, typer.Option()] = "digits",
+    budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
+    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search; the same folder resumes it.")] = None,
+) -> None:
+    """Search the frontier of accuracy, latency and key bytes of a model's integer network."""
+    from bench import tune as tuning
+    from bench.machine import available_threads
+    from bench.process import TrialError
+
+    info, _ = resolve(backend)
+    if info.lowering != "integer" or model not in zoo.MODELS or "@" in model:
+        _fail(
+            f"nothing to search for {backend} and {model}: choose a backend of integer networks and a plain model",
+            USAGE,
+        )
+    try:
+        described, budget_s = tasks.task(task), tuning.seconds(budget)
+    except (tasks.DataError, ValueError) as error:
+        _fail(str(error), USAGE)
+    folder = out or Path("reports") / f"tune-{backend}-{model}-{task}"
+    dataset = tasks.load(described, data_dir)
+    search = tuning.Search(backend, model, described, dataset, folder, threads or available_threads())
+    print(f"{len(search.finished)} trials are in {folder}")
+    try:
+        with _progress(1) as bar:
+            rows = search.run(budget_s, lambda share, text: bar(share, text))
+    except TrialError as error:
+        _fail(error.reason, FAILED)
+    print(f"{len(search.finished)} trials, {len(rows)} on the frontier: {folder / 'frontier.html'}")
+
+
+@app.command()
+def report(run_folder: RunFolder, bandwidth: Bandwidth = None) -> None:
     """Make results.csv and report.html again from the records of a run."""
-    _write_report(run_folder)
+    _write_report(run_folder, _bandwidth(bandwidth))
+
+
+@app.command()
+def check(run_folder: RunFolder) -> None:
+    """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
+    from bench.record import Record, RecordError, records_in
+    from bench.report import check as checks
+
+    try:
+        records = [Record.load(path) for path in records_in(run_folder)]
+    except RecordError as error:
+        _fail(str(error), FAILED)
+    if not any(record.stages for record in records):
+        _fail(f"nothing was measured in {run_folder}", FAILED)
+    sys.exit(OK if checks.show(records) else FAILED)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of the run before.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder of the run after.")],
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="FIGURE:PERCENT%, as infer_s:10%: a regression if it grew by more.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare runs of different machines.")] = False,
+) -> None:
+    """Compare two runs trial by trial. Exit code 3 if a figure of --fail-if grew too much or a trial is ok no more."""
+    from bench.record import RecordError
+    from bench.report import compare as comparing
+
+    try:
+        result = comparing.compare(first, second, comparing.limits(fail_if or []), force)
+    except comparing.CompareError as error:
+        _fail(str(error), USAGE)
+    except RecordError as error:
+        _fail(str(error), FAILED)
+    comparing.show(result)
+    sys.exit(REGRESSION if fail_if and (result.regressions or result.broken) else OK)
 
 
 @app.command()

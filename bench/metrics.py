@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from scipy.stats import binom, norm
-from sklearn.metrics import accuracy_score, roc_auc_score
+from scipy.stats import binom, binomtest, norm
+from sklearn.metrics import accuracy_score, multilabel_confusion_matrix, roc_auc_score
 
 from bench.record import Outputs
 from models.tasks import MULTI_LABEL, scores
@@ -38,6 +39,34 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Two networks on the same images: McNemar's exact test (1947, Psychometrika 12) of those that one has right.
+
+    gained, lost: images that only the encrypted network, or only the other, has right (in every label, if multi-label).
+    p: how likely so uneven a split of them is if encryption changes nothing on average.
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """One class (or label) against the rest, under encryption; ``None`` where no image, or every image, is of it.
+
+    sensitivity: share of its images that are predicted as it; specificity: share of the others that are not; both with
+    Wilson intervals. auc: of its own score (of a binary task: of the last output, MedMNIST's).
+    """
+
+    label: int
+    positives: int
+    sensitivity: Interval | None
+    specificity: Interval | None
+    auc: float | None
+
+
+@dataclass(frozen=True)
 class Quality:
     """What lowering cost, and what encryption cost, over the same `n` images.
 
@@ -45,6 +74,9 @@ class Quality:
     agreeing: images whose encrypted prediction equals that of the lowered network in the clear (all labels equal, if
     multi-label); agreement: their share.
     logit_error_max, logit_error_mean: absolute difference of encrypted and lowered logits, over all images and outputs.
+    precision_bits_worst, precision_bits_mean: -log2 of these errors as shares of the range of the lowered logits; ``None``
+    if there is no error at all.
+    against_lowered, against_float: the encrypted network against the same one, and against the float one, in the clear.
     disagreements_beyond_noise: disagreements that are not borderline: the lowered logits were further from the decision
     boundary than the worst logit error on the images that agree (see `_flip_distance`).
     """
@@ -58,6 +90,10 @@ class Quality:
     logit_error_max: float | None = None
     logit_error_mean: float | None = None
     disagreements_beyond_noise: int | None = None
+    precision_bits_worst: float | None = None
+    precision_bits_mean: float | None = None
+    against_lowered: Paired | None = None
+    against_float: Paired | None = None
 
 
 def predictions(score: np.ndarray, kind: str) -> np.ndarray:
@@ -116,15 +152,71 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
         raise ValueError("a median needs at least one sample")
     ordered = np.sort(np.asarray(samples, float))
     n = len(ordered)
-    # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
-    j = int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
+    j = _rank(n, confidence)
     low, high = (float(ordered[j - 1]), float(ordered[n - j])) if j else (None, None)
     return Interval(float(np.median(ordered)), low, high)
+
+
+@cache
+def _rank(n: int, confidence: float) -> int:
+    """The j of `median_interval`; 0 if there is none."""
+    # The interval misses when fewer than j samples lie on one side of the median: 2 P(Binomial(n, 1/2) <= j - 1).
+    return int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - confidence) / 2, side="right"))
 
 
 def throughput(batch: int, wall_s: float) -> float:
     """Images per second of requests of `batch` images that take `wall_s` each."""
     return batch / wall_s
+
+
+def amortised(once: float, each: float, requests: int) -> float:
+    """Cost of one of `requests` requests that share what happens once (the keys of a client)."""
+    return once / requests + each
+
+
+def paired(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Paired:
+    """Predictions `before` and `after`, as `predictions` makes them, of the same images."""
+    right, still = ((labels == predicted).all(axis=1) for predicted in (before, after))
+    gained, lost = int((still & ~right).sum()), int((right & ~still).sum())
+    return Paired(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
+
+
+def by_class(outputs: Outputs) -> list[ClassQuality]:
+    """Of each class or label, over the images that were decrypted; empty without any."""
+    n = len(outputs.encrypted_logits)
+    if not n:
+        return []
+    labels, score = np.asarray(outputs.labels[:n]), scores(outputs.kind, np.asarray(outputs.encrypted_logits, float))
+    predicted = predictions(score, outputs.kind)
+    if outputs.kind == MULTI_LABEL:
+        truth, said, score_of = labels, predicted, score
+    else:
+        classes = np.arange(2 if outputs.kind == BINARY else score.shape[1])
+        truth, said = ((column[:, :1] == classes).astype(int) for column in (labels, predicted))
+        score_of = np.repeat(score[:, -1:], 2, axis=1) * [-1, 1] if outputs.kind == BINARY else score
+    found = []
+    for label, ((true_negative, false_positive), (false_negative, true_positive)) in enumerate(
+        multilabel_confusion_matrix(truth, said, labels=range(truth.shape[1]))
+    ):
+        positives, negatives = int(true_positive + false_negative), int(true_negative + false_positive)
+        defined = positives and negatives and np.isfinite(score_of[:, label]).all()
+        found.append(
+            ClassQuality(
+                label=label,
+                positives=positives,
+                sensitivity=_share(int(true_positive), positives),
+                specificity=_share(int(true_negative), negatives),
+                auc=float(roc_auc_score(truth[:, label], score_of[:, label])) if defined else None,
+            )
+        )
+    return found
+
+
+def _share(part: int, whole: int) -> Interval | None:
+    if not whole:
+        return None
+    bounds = binomtest(part, whole).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(part / whole, float(bounds.low), float(bounds.high))
 
 
 def quality(outputs: Outputs) -> Quality:
@@ -143,13 +235,16 @@ def quality(outputs: Outputs) -> Quality:
         share = accuracy(labels, score, outputs.kind)
         return Accuracy(Interval(share, *wilson_interval(share, n)), auc(labels, score, outputs.kind))
 
-    float_step, lowered_step = step(np.asarray(outputs.float_logits[:n], float)), step(lowered)
+    float_logits = np.asarray(outputs.float_logits[:n], float)
+    float_step, lowered_step = step(float_logits), step(lowered)
     if not outputs.encrypted_logits:
         return Quality(n, float_step, lowered_step)
 
     encrypted = np.asarray(outputs.encrypted_logits, float)
     error = np.abs(encrypted - lowered)
-    before, after = (predictions(scores(outputs.kind, x), outputs.kind) for x in (lowered, encrypted))
+    reference, before, after = (
+        predictions(scores(outputs.kind, x), outputs.kind) for x in (float_logits, lowered, encrypted)
+    )
     agrees = (before == after).all(axis=1)
     noise = error[agrees].max(initial=0.0)
     return Quality(
@@ -162,7 +257,15 @@ def quality(outputs: Outputs) -> Quality:
         logit_error_max=float(error.max()),
         logit_error_mean=float(error.mean()),
         disagreements_beyond_noise=int((_flip_distance(lowered, before, after)[~agrees] > noise).sum()),
+        precision_bits_worst=_precision_bits(error.max(), lowered),
+        precision_bits_mean=_precision_bits(error.mean(), lowered),
+        against_lowered=paired(labels, before, after),
+        against_float=paired(labels, reference, after),
     )
+
+
+def _precision_bits(error: float, logits: np.ndarray) -> float | None:
+    return float(-np.log2(error / np.ptp(logits))) if error > 0 and np.ptp(logits) > 0 else None
 
 
 def _flip_distance(logits: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

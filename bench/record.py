@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 2 only adds fields: of a record of schema 1 they are empty
 Status = Literal["ok", "failed", "timeout", "oom", "insecure", "wrong", "skipped"]
 Role = Literal["owner", "client", "server"]
+SamplingEnd = Literal["", "precise", "time", "count", "fixed"]
 
 
 class RecordError(ValueError):
@@ -28,6 +30,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the matrix: what was asked for.
 
     backend: name, or ``name:variant``. images: how many of the test split (0: all). timeout_s: for the whole trial.
+    precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
+    request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
     """
 
     backend: str
@@ -39,11 +43,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     seed: int = 0
     timeout_s: float = 600.0
+    precision: float = 0.05
+    sampling_s: float = 10.0
 
     @property
     def label(self) -> str:
         parts = [self.backend, self.model, self.task, self.scenario]
-        return " · ".join(parts + (["encrypted model"] if self.model_privacy == "encrypted" else []))
+        parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
+        return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 
 
 class Stage(msgspec.Struct, kw_only=True):
@@ -52,6 +59,8 @@ class Stage(msgspec.Struct, kw_only=True):
     A stage that happens once (prepare, keygen, load, load_keys) has one sample and no warm-up. For the stages of a
     request, `cold_wall_s` is the first call, `warmup_wall_s` the calls before the samples (the cold one not among them).
     peak_rss_bytes: highest resident memory of that process during this stage, cold call and warm-ups included.
+    kept_rss_bytes: growth of the resident memory of that process over the first call: what its result (the model, the keys,
+    the ciphertexts) takes in memory, and whatever else the library keeps.
     """
 
     role: Role
@@ -61,6 +70,26 @@ class Stage(msgspec.Struct, kw_only=True):
     cold_wall_s: float | None = None
     warmup_wall_s: list[float] = []
     peak_rss_bytes: int | None = None
+    kept_rss_bytes: int | None = None
+
+
+class Conditions(msgspec.Struct, kw_only=True):
+    """How the machine was while the trial ran; ``None`` where it does not tell.
+
+    calibration_before_s, calibration_after_s: the same fixed work on one core (`bench.conditions.calibrate`), before and
+    after the trial: they differ if the machine's speed did.
+    other_cores: cores that other processes kept busy, on average over the trial. steal_share: share of all CPU time that
+    the hypervisor gave to others. load_before, load_after: load average of one minute. cpu_mhz_before, cpu_mhz_after: clock.
+    """
+
+    calibration_before_s: float
+    calibration_after_s: float
+    other_cores: float | None = None
+    steal_share: float | None = None
+    load_before: float | None = None
+    load_after: float | None = None
+    cpu_mhz_before: float | None = None
+    cpu_mhz_after: float | None = None
 
 
 class Outputs(msgspec.Struct, kw_only=True):
@@ -87,6 +116,9 @@ class Record(msgspec.Struct, kw_only=True):
     parameters, security, operations, notes: as the owner reported them (`backends.api.Prepared`).
     network: model, lowering, sha256, layer summary and provenance of the lowered network.
     cpu_wall_ratio: CPU seconds over wall seconds of `Server.infer`, to be compared with ``trial.threads``.
+    sampling_ended: why no more requests were timed: ``precise`` (the intervals are as narrow as asked), ``time`` (sampling_s
+    or the trial's time is over), ``count`` (`bench.sampling.MAXIMUM_SAMPLES`), ``fixed`` (precision 0); empty: ended early.
+    conditions: of the machine during the trial; ``None`` if the trial did not start.
     """
 
     schema: int = SCHEMA
@@ -106,6 +138,8 @@ class Record(msgspec.Struct, kw_only=True):
     network: dict[str, Any] = {}
     outputs: Outputs | None = None
     cpu_wall_ratio: float | None = None
+    sampling_ended: SamplingEnd = ""
+    conditions: Conditions | None = None
     machine: dict[str, Any] = {}
     versions: dict[str, str] = {}
     git_commit: str = ""
@@ -137,8 +171,8 @@ class Record(msgspec.Struct, kw_only=True):
             record = msgspec.json.decode(path.read_bytes(), type=Record)
         except (msgspec.DecodeError, OSError) as error:
             raise RecordError(f"cannot read record {path}: {error}; delete it and run the trial again") from error
-        if record.schema != SCHEMA:
-            raise RecordError(f"record {path} has schema {record.schema}, this version reads {SCHEMA}")
+        if record.schema not in READABLE:
+            raise RecordError(f"record {path} has schema {record.schema}, this version reads {READABLE}")
         return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 import zlib
@@ -18,15 +19,20 @@ import numpy as np
 
 from backends import wire
 from backends.registry import BackendInfo, resolve
-from bench import machine, metrics
+from bench import conditions, machine, metrics, sampling
 from bench.machine import available_threads
 from bench.process import Party, TrialError
-from bench.record import Outputs, Record, Role, Stage, Status, Trial
+from bench.record import Outputs, Record, Role, SamplingEnd, Stage, Status, Trial
 from models.network import Network
 from models.tasks import Dataset, Task, normalise
 
 CALIBRATION_IMAGES = 256
 OFFLINE_REQUESTS = 3  # samples, at least
+REQUEST_STAGES: list[tuple[Role, str]] = [
+    ("client", "encrypt"), ("client", "serialise"), ("server", "deserialise"), ("server", "infer"),
+    ("server", "serialise"), ("client", "deserialise"), ("client", "decrypt"),
+]  # fmt: skip
+SERVER_STAGES = [stage for stage in REQUEST_STAGES if stage[0] == "server"]
 MINIMUM_SECURITY_BITS = 128
 WRONG_SHARE = 0.1  # see `_verdict`
 
@@ -77,6 +83,7 @@ class _Measured:
     report: OwnerReport = field(default_factory=lambda: OwnerReport(1, {}, None, {}, {}))
     notes: dict[str, str] = field(default_factory=dict)
     logits: list[np.ndarray] = field(default_factory=list)
+    sampling_ended: SamplingEnd = ""
 
     def add(self, party: Party, name: str, reply: wire.Message, phase: Phase = "sample") -> None:
         stage = self.stages.setdefault((party.role, name), Stage(role=party.role, name=name, wall_s=[], cpu_s=[]))
@@ -88,9 +95,14 @@ class _Measured:
         else:
             stage.wall_s.append(cost["wall_s"])
             stage.cpu_s.append(cost["cpu_s"])
+        stage.kept_rss_bytes = cost.get("kept_rss_bytes", stage.kept_rss_bytes)
         stage.peak_rss_bytes = max(stage.peak_rss_bytes or 0, cost["peak_rss_bytes"])
         if cost["peak_rss_is_of"] != "operation":
             self.notes["peak_rss"] = "of the process so far, not of each stage: this kernel cannot reset the peak"
+
+    def totals(self, stages: list[tuple[Role, str]]) -> list[float]:
+        """Wall seconds of each timed request over these stages."""
+        return [sum(request) for request in zip(*(self.stages[stage].wall_s for stage in stages), strict=True)]
 
 
 def key(trial: Trial, subject: Subject | None, backend: BackendInfo) -> str:
@@ -109,6 +121,7 @@ def key(trial: Trial, subject: Subject | None, backend: BackendInfo) -> str:
 def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, memory_limit_bytes: int = 0) -> Record:
     """Runs the trial and returns its record, whatever happens but Ctrl-C. Raises nothing of its own."""
     backend, variant = resolve(trial.backend)
+    before = conditions.snapshot()
     started, start = datetime.now(timezone.utc), time.monotonic()
     indices = image_order(trial, len(subject.dataset.test.images))
     images = normalise(subject.dataset.test.images[indices])
@@ -121,6 +134,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         status, reason = "ok", ""
     except TrialError as error:
         status, reason = error.status, error.reason
+    duration_s, after = time.monotonic() - start, conditions.snapshot()
     outputs = _outputs(subject, indices, images, measured.logits)
     if status == "ok":
         status, reason = _verdict(outputs, len(images))
@@ -133,7 +147,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         status=status,
         reason=reason,
         started_at=started.isoformat(timespec="seconds"),
-        duration_s=time.monotonic() - start,
+        duration_s=duration_s,
         batch=report.batch,
         parameters=report.parameters,
         security=report.security,
@@ -144,6 +158,8 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         network=describe(subject.lowered),
         outputs=outputs,
         cpu_wall_ratio=sum(infer.cpu_s) / wall if infer and wall else None,
+        sampling_ended=measured.sampling_ended,
+        conditions=conditions.between(before, after),
         machine=machine.machine(),
         versions=machine.versions(backend.distributions),
         git_commit=machine.git_commit(),
@@ -228,6 +244,18 @@ def _measure(
             progress(stage, 0.2 + 0.8 * number / len(requests))
             logits = _ask(client, server, request, subject.lowered.outputs, measured)
             measured.logits.append(logits[: request.results])
+
+        samples, repeating = [r for r in requests if r.phase == "sample"], time.monotonic()
+        for request in itertools.cycle(samples):
+            now = time.monotonic()
+            totals = [measured.totals(stages) for stages in (REQUEST_STAGES, SERVER_STAGES)]
+            measured.sampling_ended = sampling.ended(
+                totals, trial.precision, now - repeating, trial.sampling_s, deadline - now
+            )
+            if measured.sampling_ended:
+                break
+            progress("repeat", 1.0)
+            _ask(client, server, request, subject.lowered.outputs, measured)
 
 
 def _require_security(backend: BackendInfo, report: OwnerReport) -> None:
@@ -345,6 +373,7 @@ def describe(network: Network) -> dict[str, Any]:
 
 def command(trial: Trial) -> str:
     """The command line that runs this trial alone."""
+    usual = Trial(backend="", model="", task="")
     options = {
         "backend": trial.backend,
         "model": trial.model,
@@ -355,6 +384,10 @@ def command(trial: Trial) -> str:
         "seed": trial.seed,
         "timeout": f"{trial.timeout_s:g}",
     }
-    if trial.model_privacy != "plain":
+    if trial.model_privacy != usual.model_privacy:
         options["model-privacy"] = trial.model_privacy
+    if trial.precision != usual.precision:
+        options["precision"] = f"{trial.precision:g}"
+    if trial.sampling_s != usual.sampling_s:
+        options["sampling-time"] = f"{trial.sampling_s:g}"
     return "python -m bench run " + " ".join(f"--{name} {value}" for name, value in options.items())

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Annotated, Literal
 
 import msgspec
@@ -44,6 +45,8 @@ class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     images: Count = 20
     seed: Count = 0
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=1e7)] = 600.0
+    precision: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
+    sampling_s: Annotated[float, msgspec.Meta(ge=0, le=1e7)] = 10.0
 
 
 class Suite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -95,9 +98,23 @@ def expand(
                 images=block.images,
                 seed=block.seed,
                 timeout_s=block.timeout_s,
+                precision=block.precision,
+                sampling_s=block.sampling_s,
             )
             trials[trial] = None
     return list(trials)
+
+
+def interleave(trials: list[Trial], seed: int) -> list[Trial]:
+    """The trials of each task in a random order, so that a machine that grows slower favours no backend.
+
+    Tasks stay together, in the order written: only trials of one task are compared, and its data is loaded once.
+    """
+    tasks: dict[str, list[Trial]] = {}
+    for trial in trials:
+        tasks.setdefault(trial.task, []).append(trial)
+    shuffle = Random(seed)
+    return [trial for group in tasks.values() for trial in shuffle.sample(group, len(group))]
 
 
 def _list(value):

@@ -48,8 +48,8 @@ class Quantisation:
     """Bits of every kind of value. Signed ones are narrow: 3 bits are -3 … 3.
 
     accumulator_bits: that the PBS reads after rounding; None: accumulators are not rounded.
+    activation_bits: of an activation's output; ReLU with one bit is a step.
     pruning: share of the weights before each activation that are zero, those of least magnitude (L1).
-    activation: "" (that of the real network), or ``sign``, whose output has one bit.
     """
 
     input_bits: int = 5
@@ -58,7 +58,6 @@ class Quantisation:
     activation_bits: int = 4
     output_weight_bits: int = 5
     pruning: float = 0.0
-    activation: str = ""
 
 
 # -- real network → module ---------------------------------------------------------------------------------------------

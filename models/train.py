@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,19 +30,33 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import fcnn
+from models import fcnn, polycnn
 from models.augment import augment
 from models.network import LOWERINGS, Layer, Linear, Network
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
-from models.zoo import INTEGER_NETWORK
+from models.zoo import INTEGER_NETWORK, base
 
-# Each is a torch module made with (input_shape, outputs, lowering) that has `export() -> tuple[Layer, ...]`.
+
+@dataclass(frozen=True)
+class Architecture:
+    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export() -> tuple[Layer, ...]`.
+
+    images: how many are seen in the training of a student; rate: the peak of its learning rate.
+    """
+
+    build: Callable[..., nn.Module]
+    images: int
+    rate: float
+
+
 # The names are those of `models.zoo.MODELS`.
 ARCHITECTURES = {
-    "fcnn": fcnn.Fcnn,
+    "fcnn": Architecture(fcnn.Fcnn, 400_000, 2e-3),
+    "polycnn": Architecture(functools.partial(polycnn.PolyCnn, polycnn.DEEP), 150_000, 5e-3),
+    "polycnn-s": Architecture(functools.partial(polycnn.PolyCnn, polycnn.SHALLOW), 150_000, 5e-3),
 }
 
 Progress = Callable[[float, str], None]
@@ -52,7 +67,6 @@ RESTARTS = 3
 BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
-STUDENT_IMAGES = 400_000
 QUANTISED_IMAGES = 100_000
 VALIDATION_IMAGES = 2_000
 HARD = 0.3  # share of the true label in a soft label
@@ -85,9 +99,7 @@ def train(
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     """
-    preset = PRESETS.get(INTEGER_NETWORK.get(model, model), Preset())
-    if "@" in model:
-        lowerings = ("integer",)
+    preset = PRESETS[INTEGER_NETWORK.get(model, model)]
     title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
 
@@ -104,7 +116,7 @@ def train(
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
         if lowering == "integer":
-            network = recipe.integer(model, preset, pool, validation, step)
+            network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)
@@ -168,21 +180,24 @@ class Recipe:
         """Students of the preset's real lowering, fine-tuned behind quantisers on what they answer themselves."""
 
         def restart(index: int, progress: Progress) -> Network:
-            student = self.one_student(
-                model, preset.real, preset.architecture, pool, index, lambda f, text: progress(0.7 * f, text)
-            )
-            logits = np.concatenate([student.forward(part.numpy() / 255) for part in pool.images.split(BATCH)])
-            return fine_tune(
-                student,
-                preset.bits,
-                (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
-                _loss(self.task),
-                seed=self.seed * 1000 + index,
-                images=int(QUANTISED_IMAGES * self.budget),
-                progress=lambda f, text: progress(0.7 + 0.3 * f, text),
-            )
+            return self.one_integer(model, preset, pool, index, progress)
 
         return self.best(restart, validation, progress)
+
+    def one_integer(self, model: str, preset: Preset, pool: Labelled, restart: int, progress: Progress) -> Network:
+        student = self.one_student(
+            model, preset.real, preset.architecture, pool, restart, lambda f, text: progress(0.7 * f, text)
+        )
+        logits = np.concatenate([student.forward(part.numpy() / 255) for part in pool.images.split(BATCH)])
+        return fine_tune(
+            student,
+            preset.bits,
+            (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
+            _loss(self.task),
+            seed=self.seed * 1000 + restart,
+            images=int(QUANTISED_IMAGES * self.budget),
+            progress=lambda f, text: progress(0.7 + 0.3 * f, text),
+        )
 
     def one_student(
         self,
@@ -194,12 +209,12 @@ class Recipe:
         progress: Progress,
     ) -> Network:
         """options: further arguments of the model's class."""
-        architecture = ARCHITECTURES[model.partition("@")[0]]
+        architecture = ARCHITECTURES[base(model)]
         module = self.fit(
-            lambda: architecture(self.task.input_shape, self.task.outputs, lowering, **options),
+            lambda: architecture.build(self.task.input_shape, self.task.outputs, lowering, **options),
             pool,
-            images=STUDENT_IMAGES,
-            rate=2e-3,
+            images=architecture.images,
+            rate=architecture.rate,
             decay=0.5,
             use=200 + restart,
             augmented=False,
@@ -282,7 +297,7 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
         "teachers": TEACHERS,
         "restarts": RESTARTS,
         "teacher_images": TEACHER_IMAGES,
-        "images": STUDENT_IMAGES,
+        "images": ARCHITECTURES[base(network.model)].images,
         "selection": "lowest loss on the validation split and augmented views of it",
         "logit_adjustment": round(adjustment, 2),
         "validation": evaluate(network, dataset.val, task.kind),

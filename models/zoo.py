@@ -22,8 +22,11 @@ MODELS = {
     "fcnn@balanced": "with 32 hidden units on pooled images; this is what fcnn means for integers",
     "fcnn@accurate": "with 64 hidden units on whole images",
     "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
+    "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
+    "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
 }
 INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
+LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -71,7 +74,9 @@ def train(
     _check(model)
     from models.train import train  # torch, which is slow to import
 
-    networks = train(model, task, dataset, seed=seed, progress=progress)
+    what = ("integer",) if "@" in model else LOWERINGS
+
+    networks = train(model, task, dataset, what, seed=seed, progress=progress)
     for lowering, trained in networks.items():
         _store(trained, _stem(_cache(), model, task, lowering))
     return networks
@@ -84,8 +89,7 @@ def base(model: str) -> str:
 
 def is_trained(model: str, task: Task) -> bool:
     """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
-    lowerings = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
-    return all(_find(model, task, lowering) is not None for lowering in lowerings)
+    return all(_find(model, task, lowering) is not None for lowering in LOWERINGS)
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:

@@ -12,6 +12,7 @@ import tenseal as ts
 
 from backends import security
 from backends.api import BackendError, Job, MessageError, Prepared
+from backends.ckks.seal import context_of, describe
 from backends.slots import messages
 from backends.slots.blocks import Affine, from_network
 
@@ -30,6 +31,10 @@ def _bits(layers: int) -> list[int]:
 
 def _ring_dimension(bits: list[int]) -> int:
     return next(n for n, limit in security.STANDARD_2018[128].items() if n >= 8192 and sum(bits) <= limit)
+
+
+def _context(bits: list[int]) -> ts.Context:
+    return ts.context(ts.SCHEME_TYPE.CKKS, _ring_dimension(bits), coeff_mod_bit_sizes=bits)
 
 
 def _with_bias(affine: Affine) -> np.ndarray:
@@ -53,14 +58,8 @@ class NaiveOwner:
         blocks = from_network(job.network, job.calibration)
         bits = _bits(len(blocks.affines))
         ring_dimension = _ring_dimension(bits)
-        description = {
-            "ring_dimension": ring_dimension,
-            "log2_qp": float(sum(bits)),
-            "moduli_bits": bits[:-1],
-            "special_moduli_bits": bits[-1:],
-            "secret": "uniform ternary",
-            "error_stddev": 3.2,
-        }
+        built = _context(bits).seal_context().data.key_context_data().parms().coeff_modulus()
+        description = describe(context_of(ring_dimension, bits), list(built))
         security_entry = security.ckks(description)
         buffer = io.BytesIO()
         matrices = [_with_bias(affine) for affine in blocks.affines]
@@ -84,7 +83,7 @@ class NaiveClient:
         self._bits, self._output_scale = values["bits"], values["output_scale"]
 
     def keygen(self, seed: int) -> dict[str, bytes]:
-        self._context = ts.context(ts.SCHEME_TYPE.CKKS, _ring_dimension(self._bits), coeff_mod_bit_sizes=self._bits)
+        self._context = _context(self._bits)
         self._context.global_scale = 2**SCALE_BITS
         self._context.generate_galois_keys()
         self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)

@@ -24,11 +24,15 @@ CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
 
 
 def _context(parameters: Parameters, level: Any = seal.SEC_LEVEL_TYPE.TC128) -> Any:
+    bits = [parameters.first_bits] + [parameters.rescale_bits] * parameters.levels + [parameters.special_bits]
+    return context_of(parameters.ring_dimension, bits, level)
+
+
+def context_of(ring_dimension: int, bits: list[int], level: Any = seal.SEC_LEVEL_TYPE.TC128) -> Any:
     """SEAL itself refuses parameters below 128 bits (HomomorphicEncryption.org table) at this security level."""
     values = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    values.set_poly_modulus_degree(parameters.ring_dimension)
-    bits = [parameters.first_bits] + [parameters.rescale_bits] * parameters.levels + [parameters.special_bits]
-    values.set_coeff_modulus(seal.CoeffModulus.Create(parameters.ring_dimension, bits))
+    values.set_poly_modulus_degree(ring_dimension)
+    values.set_coeff_modulus(seal.CoeffModulus.Create(ring_dimension, bits))
     return seal.SEALContext(values, True, level)
 
 
@@ -88,7 +92,9 @@ class SealClient:
         return len(relin).to_bytes(8, "little") + relin + galois
 
     def public_key(self) -> bytes:
-        return _save(self._generator.create_public_key())
+        key = seal.PublicKey()
+        self._generator.create_public_key(key)
+        return _save(key)
 
     def encrypt(self, vector: np.ndarray, scale: float) -> Any:
         plain = seal.Plaintext()
@@ -234,6 +240,7 @@ class Seal:
     """`backends.slots.library.Library` over SEAL."""
 
     name = "ckks"
+    first_is_largest = False
     parallel = False
 
     def admissible(self, parameters: Parameters) -> bool:
@@ -244,7 +251,7 @@ class Seal:
         except (RuntimeError, ValueError):  # not enough primes of this size
             return False
 
-    def public_stddev(self, ring_dimension: int) -> float:
+    def public_stddev(self, ring_dimension: int, level: int) -> float:
         """SEAL encrypts under a modulus that is one prime longer and divides the noise away: its rounding remains."""
         return math.sqrt((1 + 2 * ring_dimension / 3) / 12)
 
@@ -261,16 +268,36 @@ class Seal:
         return [m.value() for m in self._key_moduli(parameters)[:-1]]
 
     def describe(self, parameters: Parameters) -> dict[str, Any]:
-        moduli = self._key_moduli(parameters)
-        return {
-            "ring_dimension": parameters.ring_dimension,
-            "log2_qp": sum(math.log2(m.value()) for m in moduli),
-            "moduli_bits": [m.bit_count() for m in moduli[:-1]],
-            "special_moduli_bits": [moduli[-1].bit_count()],
-            "secret": "uniform ternary",
-            "error_stddev": 3.2,
-        }
+        return describe(_context(parameters), self._key_moduli(parameters))
 
     @staticmethod
     def _key_moduli(parameters: Parameters) -> list[Any]:
         return list(_context(parameters).key_context_data().parms().coeff_modulus())
+
+
+def describe(context: Any, moduli: list[Any]) -> dict[str, Any]:
+    """`Library.describe` for any CKKS context of SEAL with these key moduli; its error is measured, see `error_stddev`."""
+    return {
+        "ring_dimension": context.key_context_data().parms().poly_modulus_degree(),
+        "log2_qp": sum(math.log2(m.value()) for m in moduli),
+        "moduli_bits": [m.bit_count() for m in moduli[:-1]],
+        "special_moduli_bits": [moduli[-1].bit_count()],
+        "secret": "uniform ternary",  # SEAL has no other
+        "error_stddev": round(error_stddev(context), 2),
+    }
+
+
+def error_stddev(context: Any) -> float:
+    """Standard deviation of the coefficients of one fresh error polynomial, within about a hundredth.
+
+    SEAL draws it from a centred binomial or a rounded Gaussian distribution, as it was built, and does not tell: so zero is
+    encrypted under a key of no further use. At scale 1 the slots hold the canonical embedding of the error e, and by
+    Parseval their mean square is N · E[e²].
+    """
+    secret, encoder, zero = seal.KeyGenerator(context).secret_key(), seal.CKKSEncoder(context), seal.Plaintext()
+    encoder.encode([0.0] * encoder.slot_count(), 1.0, zero)
+    cipher = _load(seal.Ciphertext, context, _save(seal.Encryptor(context, secret).encrypt_symmetric(zero)))
+    noise = seal.Plaintext()
+    seal.Decryptor(context, secret).decrypt(cipher, noise)
+    slots = np.asarray(encoder.decode_complex(noise))
+    return float(np.sqrt(np.mean(np.abs(slots) ** 2) / (2 * len(slots))))

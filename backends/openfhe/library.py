@@ -20,7 +20,7 @@ import openfhe
 from backends.api import MessageError
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
-SPECIAL_PRIME_BITS = 60  # OpenFHE's own choice (auxBits), read back from the keys in `describe`
+SECRETS = ("Gaussian", "uniform ternary", "sparse ternary", "sparse encapsulated")  # OpenFHE's SecretKeyDist, in order
 ERROR_STDDEV = 3.19  # OpenFHE's default, read back in `describe`
 FEATURES = (openfhe.PKESchemeFeature.PKE, openfhe.PKESchemeFeature.KEYSWITCH, openfhe.PKESchemeFeature.LEVELEDSHE)
 
@@ -106,13 +106,21 @@ def deserialise_ciphertext(data: bytes) -> Cipher:
 class OpenfheOwner:
     def __init__(self, parameters: Parameters, public_key: bytes) -> None:
         self._context = _context(parameters)
-        self._unit = 2.0 ** -_scaling_bits(parameters)
+        self._unit, self._moduli = 2.0 ** -_scaling_bits(parameters), moduli(self._context)
         try:
             self._public = openfhe.DeserializePublicKeyString(public_key, openfhe.BINARY)
         except RuntimeError as error:
             raise MessageError(f"OpenFHE cannot read this public key: {error}") from error
 
     def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
+        """Below the top level: encrypted a level higher, so that rescaling divides the noise."""
+        if level == 0:
+            return self._encrypt(vector, scale, 0)
+        cipher = self._encrypt(vector, scale * self._moduli[-level], level - 1)
+        cipher.SetNoiseScaleDeg(2)
+        return _unscaled(self._context.Rescale(cipher))
+
+    def _encrypt(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
         plain = self._context.MakeCKKSPackedPlaintext(np.asarray(vector) * (scale * self._unit), 1, level)
         return self._context.Encrypt(self._public, plain)
 
@@ -120,7 +128,7 @@ class OpenfheOwner:
         return openfhe.Serialize(cipher, openfhe.BINARY)
 
 
-def _template(context: Any) -> Cipher:
+def template(context: Any) -> Cipher:
     """A ciphertext under a key that is thrown away at once."""
     return context.Encrypt(context.KeyGen().publicKey, context.MakeCKKSPackedPlaintext(np.zeros(1)))
 
@@ -130,7 +138,7 @@ class OpenfheEvaluator:
         self._context = _context(parameters)
         self._parameters = parameters
         self._unit = 2.0 ** -_scaling_bits(parameters)
-        self._template = _template(self._context)
+        self._template = template(self._context)
 
     def load_keys(self, data: bytes) -> None:
         tag, relin, rotations, conjugation = _split(data)
@@ -260,6 +268,7 @@ class Openfhe:
     """`backends.slots.library.Library` over OpenFHE."""
 
     name = "openfhe"
+    first_is_largest = True
     parallel = True
 
     def admissible(self, parameters: Parameters) -> bool:
@@ -271,9 +280,10 @@ class Openfhe:
             return False
         return True
 
-    def public_stddev(self, ring_dimension: int) -> float:
-        """v·e + e₀ + e₁·s for ternary v and s."""
-        return ERROR_STDDEV * math.sqrt(1 + 4 * ring_dimension / 3)
+    def public_stddev(self, ring_dimension: int, level: int) -> float:
+        """v·e + e₀ + e₁·s for ternary v and s; below the top level divided away, but for the rounding."""
+        rounding = math.sqrt((1 + 2 * ring_dimension / 3) / 12)
+        return rounding if level else ERROR_STDDEV * math.sqrt(1 + 4 * ring_dimension / 3)
 
     def client(self, parameters: Parameters) -> OpenfheClient:
         return OpenfheClient(parameters)
@@ -307,14 +317,14 @@ def describe(context: Any) -> dict[str, Any]:
     # a switching key holds two polynomials a digit over all primes, special ones included
     digits = next(find_members(document, "dnum"))
     towers = round(len(key) / (2 * digits * 8 * context.GetRingDimension()))
-    special = [SPECIAL_PRIME_BITS] * (towers - len(primes))
+    special = [next(find_members(document, "ab"))] * (towers - len(primes))
     return {
         "ring_dimension": context.GetRingDimension(),
         "log2_qp": sum(map(math.log2, primes)) + sum(special),
         "moduli_bits": [prime.bit_length() for prime in primes],
         "special_moduli_bits": special,
-        "secret": "uniform ternary",
-        "error_stddev": next(find_members(document, "dp")),
+        "secret": SECRETS[next(find_members(document, "mo"))],
+        "error_stddev": round(next(find_members(document, "dp")), 4),  # a 32-bit float
     }
 
 

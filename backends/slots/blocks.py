@@ -9,15 +9,21 @@ the batch normalisation that `models` already folded disappear into the matrices
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from backends.api import BackendError
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial
+from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
 
+Activation = Callable[[np.ndarray], np.ndarray]
 RANGE_MARGIN = 1.5  # how far beyond the calibration images an intermediate value may go
 SMALLEST_RANGE = 1e-3  # of one value, relative to the largest of its layer
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Blocks:
-    """``logits = output_scale · A_n(sq(A_{n−1}(… sq(A_1(x)) …)))`` with sq the element-wise square.
+    """``logits = output_scale · A_n(f(A_{n−1}(… f(A_1(x)) …)))`` with f the element-wise square, or ReLU.
 
     Every A_i is scaled so that its outputs stay within [−1, 1] on the calibration images times `RANGE_MARGIN`: then
     two bits of head room serve every network.
@@ -47,20 +53,22 @@ class Blocks:
 
     affines: tuple[Affine, ...]
     output_scale: float
+    activation: Activation = np.square
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """x: (batch, inputs), flattened images → logits (batch, outputs)."""
         for index, affine in enumerate(self.affines):
-            x = (x if index == 0 else x * x) @ affine.weight.T + affine.bias
+            x = (x if index == 0 else self.activation(x)) @ affine.weight.T + affine.bias
         return x * self.output_scale
 
 
 def from_network(network: Network, calibration: np.ndarray) -> Blocks:
     """calibration: images (n, channels, height, width) in [0, 1].
 
-    Raises BackendError for a network that is not polynomial of degree 2, or whose activation lacks the square.
+    A polynomial network becomes squares, a float one keeps its ReLU. Raises BackendError for any other network, and for
+    an activation that is not of degree 2 or lacks the square.
     """
-    if network.lowering != "polynomial":
+    if network.lowering not in ("polynomial", "float"):
         raise BackendError(f"CKKS needs the polynomial lowering of {network.model}, not {network.lowering!r}")
     shape: tuple[int, ...] = network.input_shape
     current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
@@ -70,13 +78,17 @@ def from_network(network: Network, calibration: np.ndarray) -> Blocks:
             shift, factor, constant = _complete_square(layer, shape)
             affines.append(Affine(current.weight, current.bias + shift, shape))
             current = Affine(np.diag(factor), constant, shape)
+        elif isinstance(layer, ReLU):
+            affines.append(current)
+            current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
         elif isinstance(layer, (Linear, Conv2d, AvgPool2d, Flatten)):
             current = _compose(layer, current)
             shape = current.shape
         else:
             raise BackendError(f"CKKS cannot evaluate a {layer.type} layer; train the polynomial lowering")
     affines.append(current)
-    return _normalise(tuple(affines), calibration.reshape(len(calibration), -1))
+    activation = relu if network.lowering == "float" else np.square
+    return _normalise(tuple(affines), calibration.reshape(len(calibration), -1), activation)
 
 
 def _compose(layer: Linear | Conv2d | AvgPool2d | Flatten, before: Affine) -> Affine:
@@ -105,16 +117,16 @@ def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndar
     return c1 / (2 * c2), c2, c0 - c1**2 / (4 * c2)
 
 
-def _normalise(affines: tuple[Affine, ...], x: np.ndarray) -> Blocks:
+def _normalise(affines: tuple[Affine, ...], x: np.ndarray, activation: Activation) -> Blocks:
     """Divides each output of an affine map by its largest value, so that the noise is small against every one of them;
-    the next map takes the factor back, squared. The logits have one factor for all."""
+    the next map takes the factor back, as the activation (square or ReLU) left it. The logits have one factor for all."""
     if not len(x):
         raise BackendError("the owner needs calibration images to know the range of the intermediate values")
     scaled: list[Affine] = []
     factor: np.ndarray | float = 1.0
     for index, affine in enumerate(affines):
         weight = affine.weight * factor
-        values = (x if index == 0 else x * x) @ weight.T + affine.bias
+        values = (x if index == 0 else activation(x)) @ weight.T + affine.bias
         largest = np.abs(values).max(axis=0)
         overall = max(float(largest.max()), 1e-12)
         last = index == len(affines) - 1
@@ -123,5 +135,5 @@ def _normalise(affines: tuple[Affine, ...], x: np.ndarray) -> Blocks:
             np.full_like(largest, overall) if last else np.maximum(largest, SMALLEST_RANGE * overall)
         )
         scaled.append(Affine(weight / largest[:, None], affine.bias / largest, affine.shape))
-        x, factor = values / largest, largest**2
-    return Blocks(tuple(scaled), output_scale=float(largest[0]))
+        x, factor = values / largest, activation(largest)
+    return Blocks(tuple(scaled), float(largest[0]), activation)

@@ -20,7 +20,7 @@ from backends.slots.library import KeyRequest, Library, Parameters
 from backends.slots.plan import Packed, Plan, Scalar
 
 REFERENCE_RING_DIMENSION = 8192
-MEASURED_PRIMES = (1, 2, 3, 4)
+MEASURED_PRIMES = (1, 2, 3, 4, 5)
 
 
 def affine_operations(step: Packed | Scalar, encrypted: bool = False) -> Counter[str]:

@@ -128,12 +128,13 @@ class Library(Protocol):
     """Made without arguments; imports its FHE library only in these methods."""
 
     name: str
+    first_is_largest: bool  # whether no other prime of a fresh ciphertext may be larger than the first one
     parallel: bool  # whether an operation uses all cores by itself
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""
 
-    def public_stddev(self, ring_dimension: int) -> float:
+    def public_stddev(self, ring_dimension: int, level: int) -> float:
         """Standard deviation of a coefficient of the noise of `OwnerLibrary.encrypt_weight`."""
 
     def client(self, parameters: Parameters) -> ClientLibrary: ...

@@ -8,7 +8,7 @@ CRYPTO 2014, section 4.3; hybrid form: Gazelle, USENIX Security 2018, section 4.
 client's help, block b of the input holds x rotated by b·D already, which divides the rotations by the number of blocks,
 down to the column layout (D = 1) that needs none. Offsets without any weight are skipped: for a convolution few are
 left if its input and output stand on one grid of slots (multiplexed packing: Lee et al., "Low-complexity deep
-convolutional neural networks on FHE using multiplexed parallel convolutions", ICML 2022, section 4).
+convolutional neural networks on FHE using multiplexed parallel convolutions", ICML 2022).
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ def _windows(
     affine: Affine, weight: np.ndarray, target: Layout, slots: int, is_complex: bool, radices: tuple[int, ...]
 ) -> Iterator[Candidate]:
     """Next to each output stand the inputs that it needs, one or two a slot, in as many blocks as are wanted: the windows
-    of a convolution (im2col; Brutzkus et al., "Low latency privacy preserving inference", ICML 2019, section 5.2)."""
+    of a convolution (im2col; the convolution representation of Brutzkus et al., "Low latency privacy preserving
+    inference", ICML 2019)."""
     rows, values = target.period, 2 if is_complex else 1
     needed = np.full((rows, -(-affine.terms // values) * values), -1, np.int32)  # the columns of each row's weights
     for row, weights in enumerate(weight):

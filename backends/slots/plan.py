@@ -133,21 +133,18 @@ class Plan:
         )
 
     def shares(self, count: int) -> list[Plan]:
-        """Plans whose responses add up to this one's, each with part of the hidden units; this one alone if it has
-        rotations to share or more than one hidden layer."""
-        if not (len(self.steps) == 2 and all(isinstance(step, Scalar) for step in self.steps)):
+        """Plans whose responses add up to this one's, each with part of the units of the last hidden layer and all layers
+        before it; this one alone if it rotates, for which every share would have to do almost everything."""
+        if len(self.steps) < 2 or not all(isinstance(step, Scalar) for step in self.steps):
             return [self]
-        first, last = self.steps
+        *before, hidden, last = self.steps
         plans = []
-        for index in range(min(count, len(first.weight))):
+        for index in range(min(count, len(hidden.weight))):
             rows = slice(index, None, count)
-            hidden = dataclasses.replace(first, weight=first.weight[rows], bias=first.bias[rows])
+            part = dataclasses.replace(hidden, weight=hidden.weight[rows], bias=hidden.bias[rows])
             bias = last.bias if index == 0 else np.zeros_like(last.bias)
-            plans.append(
-                dataclasses.replace(
-                    self, steps=(hidden, dataclasses.replace(last, weight=last.weight[:, rows], bias=bias))
-                )
-            )
+            end = dataclasses.replace(last, weight=last.weight[:, rows], bias=bias)
+            plans.append(dataclasses.replace(self, steps=(*before, part, end)))
         return plans
 
     def level(self, step: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from backends import security
 from backends.api import BackendError
 from backends.slots import costs, packing
 from backends.slots.blocks import Blocks
@@ -24,11 +25,12 @@ from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 Objective = Literal["server", "upload", "memory"]
 RING_DIMENSIONS = (8192, 16384, 32768)
 PRIMES_PER_SQUARE = (1, 2)
-FIRST_GUESS_BITS, MINIMUM_BITS = 12, 6  # of the values between layers, relative to their range
+LARGEST_PRIME_BITS = 60
+FIRST_GUESS_BITS, MINIMUM_BITS, MAXIMUM_BITS = 12, 6, 24  # of the values between layers, relative to their range
 TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case; the promise is 1e-2
 HEAD_ROOM_BITS = 2
 MAX_EXTRA_STATE_BITS = 12
-SIMULATED_IMAGES = 32
+SIMULATED_IMAGES, FEW_IMAGES = 32, 8
 
 
 def plan(
@@ -48,17 +50,26 @@ def plan(
     rotate-and-sum are worth trying. encrypted: the model too; then every scenario gets one image a request. Raises
     BackendError if no ring dimension up to 32768 holds the network.
     """
+    best, best_ms = None, math.inf
     for ring_dimension, primes in product(RING_DIMENSIONS, PRIMES_PER_SQUARE):
-        precision = Precision(ring_dimension, [a.terms for a in blocks.affines], primes)
-        if encrypted:
-            precision = dataclasses.replace(precision, public_stddev=library.public_stddev(ring_dimension))
-        if scenario == "offline" and not encrypted:
-            layout = _batched(blocks, dataclasses.replace(precision, batched=True))
+        if best and ring_dimension > 2 * best.parameters.ring_dimension:
+            break
+        batched = scenario == "offline" and not encrypted
+        terms = [affine.terms for affine in blocks.affines]
+        stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
+        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest)
+        if batched:
+            layout = _batched(blocks, precision)
         else:
-            layout = _packed(blocks, precision, table, objective, (2, 4, 8) if hoisting else (2,), encrypted)
-        found = layout and _smallest(layout, precision, blocks, library, calibration)
+            parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
+            layout = packed(blocks, parameters, table, objective, hoisting=hoisting, encrypted=encrypted)
+        if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
+            continue
+        found = _smallest(layout, precision, blocks, library, calibration)
         if found:
-            return found
+            best, best_ms = found, ms
+    if best:
+        return best
     raise BackendError(
         f"no parameters up to ring dimension {RING_DIMENSIONS[-1]} hold {len(blocks.affines)} affine layers at 128 bits "
         "with enough precision; use a shallower network"
@@ -71,7 +82,7 @@ def plan(
 def _batched(blocks: Blocks, precision: Precision) -> Plan:
     request, steps = packing.batched(blocks.affines)
     outputs = tuple(range(len(blocks.affines[-1].bias)))  # one ciphertext each
-    return Plan(precision.parameters(FIRST_GUESS_BITS), request, steps, outputs, blocks.output_scale)
+    return Plan(precision.parameters(precision.scales(FIRST_GUESS_BITS)), request, steps, outputs, blocks.output_scale)
 
 
 @dataclass(frozen=True)
@@ -82,17 +93,18 @@ class _Tail:
     candidates: tuple[Candidate, ...]
 
 
-def _packed(
+def packed(
     blocks: Blocks,
-    precision: Precision,
+    parameters: Parameters,
     table: dict[str, list[float]],
-    objective: Objective,
-    radices: tuple[int, ...],
-    encrypted: bool,
+    objective: Objective = "server",
+    *,
+    hoisting: bool = False,
+    encrypted: bool = False,
 ) -> Plan | None:
-    """Dynamic programming over the layouts between layers; the objective chooses the first layer, with what it asks of
-    the client. None if a layer does not fit into the slots."""
-    affines, parameters = blocks.affines, precision.parameters(FIRST_GUESS_BITS)
+    """The cheapest layouts for these parameters: dynamic programming over those between layers; the objective chooses the
+    first layer, with what it asks of the client. None if a layer does not fit into the slots."""
+    affines, radices = blocks.affines, (2, 4, 8) if hoisting else (2,)
     slots, tails = parameters.slots, dict[tuple, _Tail | None]()
 
     def ms(index: int, candidate: Candidate) -> float:
@@ -161,52 +173,94 @@ def _priority(
 class Precision:
     """What the scales depend on besides the bits of precision.
 
-    terms: the largest number of products in an output of each affine map. public_stddev: of a coefficient of the noise
-    of encrypted weights; 0 for plain ones. batched: one image in each slot.
+    terms: the largest number of products in an output of each affine map. public_stddevs: of a coefficient of the
+    noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see `Library`.
     """
 
     ring_dimension: int
     terms: Sequence[int]
     primes_per_square: int = 1
-    public_stddev: float = 0.0
+    public_stddevs: Sequence[float] = ()
     batched: bool = False
+    first_is_largest: bool = False
 
-    def parameters(self, bits: int, extra_state_bits: int = 0) -> Parameters:
-        """Scales and primes for `bits` bits of values between layers, relative to their range.
+    def scales(self, bits: int, extra_state_bits: int = 0) -> Scales:
+        """For `bits` bits of values between layers, relative to their range.
 
-        One prime for each squaring where 60 bits suffice, not one for each product: the scale grows over the affine map
-        *and* the square, and one rescaling takes both back. It halves the number of primes, which is what the time of
-        every operation depends on (SEAL and OpenFHE spend a 64-bit word on a prime of any size). The offsets below are
-        the standard deviations of fresh noise (2^8), of encoding (2^4, for each product of a sum) and of rescaling
-        (2^11, over the folds), in slots of a ring of dimension 8192; they grow with its square root. extra_state_bits:
-        moves bits from the dropped primes to the first one, for a library that accepts only such a shape.
+        The offsets are the standard deviations of fresh noise (2^8), of encoding (2^4, for each product of a sum) and of
+        rescaling (2^11, over the folds), in slots of a ring of dimension 8192; they grow with its square root.
+        extra_state_bits: moves bits from the dropped primes to the first one, for a library that accepts only such a
+        shape.
         """
         growth = (self.ring_dimension // 8192).bit_length() // 2
-        weight_noise = 4 + round(math.log2(max(1.0, self.public_stddev / ROUNDING_STDDEV)))
-        weights = [bits + growth + weight_noise + round(math.log2(n) / 2) for n in self.terms]
+        weights = [bits + growth + 4 + round(math.log2(n) / 2) for n in self.terms]
+        if self.public_stddevs:
+            weights = [w + round(math.log2(s / ROUNDING_STDDEV)) for w, s in zip(weights, self.public_stddevs)]
         fresh, state = bits + growth + 7, bits + growth + 13 + extra_state_bits
         if self.batched:  # a scalar is encoded as one coefficient, so it is rounded 2^4 times more finely than a vector
             fresh, weights = fresh + 4, [weight - 4 for weight in weights]
         before = (fresh, *[state] * len(weights))
         dropped = max(2 * (scale + weight) - state for scale, weight in zip(before, weights[:-1] or [0]))
         rescale = -(-dropped // self.primes_per_square)
-        dropped = rescale * self.primes_per_square
-        first = state + weights[-1] + HEAD_ROOM_BITS + 2
-        if (
-            len(weights) > 1
-        ):  # the scale returns to `state` after every rescaling: spend what the largest layer left over
-            weights[1:-1] = [(dropped - state) // 2] * (len(weights) - 2)
-            fresh = (dropped + state) // 2 - weights[0]
+        states = (state,) * (len(weights) - 1)
+        return Scales(rescale, states or (fresh,), weights[0] if states else 0, weights[-1])
+
+    def parameters(self, scales: Scales) -> Parameters:
+        """Between the states that are asked for, the weights get all bits that rescaling takes back."""
+        dropped, depth = scales.rescale * self.primes_per_square, len(self.terms) - 1
+        fresh, weights, state = scales.states[0], [], scales.states[0]
+        if depth:
+            fresh = state = (dropped + scales.states[0]) // 2 - scales.first_weight
+            for after in scales.states:
+                weights.append((dropped + after) // 2 - state)
+                state = 2 * (state + weights[-1]) - dropped
+        first = state + scales.last_weight + HEAD_ROOM_BITS + 2
+        first = max(first, scales.rescale * self.first_is_largest)
+        room = security.GUIDELINES_2024[128][self.ring_dimension] - first - depth * dropped
+        # the larger it is, the smaller the noise of key switching, at no cost in time
+        special = max(first, scales.rescale, min(LARGEST_PRIME_BITS, room + scales.special))
         return Parameters(
             ring_dimension=self.ring_dimension,
             first_bits=first,
-            rescale_bits=rescale,
-            depth=len(weights) - 1,
-            special_bits=max(first, rescale),
+            rescale_bits=scales.rescale,
+            depth=depth,
+            special_bits=special,
             input_scale_bits=fresh,
-            weight_scale_bits=tuple(weights),
+            weight_scale_bits=(*weights, scales.last_weight),
             primes_per_square=self.primes_per_square,
         )
+
+
+@dataclass(frozen=True)
+class Scales:
+    """In bits: each dropped prime, the scale after each rescaling, the weights of the first and of the last layer, and
+    how much of the 2018 standard the special prime may use beyond the 2024 guidelines.
+
+    One prime for each squaring where 60 bits suffice, not one for each product: the scale grows over the affine map *and*
+    the square, and one rescaling takes both back. It halves the number of primes, which is what the time of every
+    operation depends on (SEAL and OpenFHE spend a 64-bit word on a prime of any size). A network without a squaring has
+    the scale of its input in `states`.
+    """
+
+    rescale: int
+    states: tuple[int, ...]
+    first_weight: int
+    last_weight: int
+    special: int = 0
+
+    def neighbours(self) -> Iterator[Scales]:
+        for change in (1, -1):
+            yield dataclasses.replace(self, special=max(0, self.special + change))
+            yield dataclasses.replace(self, rescale=self.rescale + change)
+            yield dataclasses.replace(self, first_weight=self.first_weight + change)
+            yield dataclasses.replace(self, last_weight=self.last_weight + change)
+            for i, state in enumerate(self.states):
+                yield dataclasses.replace(self, states=(*self.states[:i], state + change, *self.states[i + 1 :]))
+                yield dataclasses.replace(
+                    self,
+                    states=(*self.states[:i], state + change, *self.states[i + 1 :]),
+                    last_weight=self.last_weight - change,
+                )
 
 
 def _smallest(
@@ -214,24 +268,54 @@ def _smallest(
 ) -> Plan | None:
     """The layout with the fewest bits whose simulated error is small enough; None if the ring cannot hold them.
 
-    An error halves with every bit, so one simulation tells how many are missing.
+    An error halves with every bit, so a first simulation tells about how many are needed. Where the library cannot have
+    so many, those that it can have are shared out better, one bit after another.
     """
-    error = simulated_error(layout, blocks, calibration, precision.public_stddev)
-    bits = FIRST_GUESS_BITS + math.ceil(math.log2(max(error, 1e-9) / TARGET_LOGIT_ERROR))
-    for extra in range(MAX_EXTRA_STATE_BITS):
-        parameters = precision.parameters(max(MINIMUM_BITS, bits), extra)
-        if library.admissible(parameters):
-            return dataclasses.replace(layout, parameters=parameters)
+
+    def candidate(scales: Scales) -> Plan:
+        return dataclasses.replace(layout, parameters=precision.parameters(scales))
+
+    def error(scales: Scales, images: int = SIMULATED_IMAGES) -> float:
+        return simulated_error(candidate(scales), blocks, calibration[:images], library)
+
+    def admissible(scales: Scales) -> bool:
+        parameters = precision.parameters(scales)
+        positive = min(parameters.input_scale_bits, *parameters.weight_scale_bits, *scales.states) > 0
+        return positive and library.admissible(parameters)
+
+    def admitted(bits: int) -> Scales | None:
+        return next(filter(admissible, (precision.scales(bits, extra) for extra in range(MAX_EXTRA_STATE_BITS))), None)
+
+    missing = math.log2(max(error(precision.scales(FIRST_GUESS_BITS)), 1e-9) / TARGET_LOGIT_ERROR)
+    bits = max(MINIMUM_BITS, FIRST_GUESS_BITS + math.ceil(missing) - 1)
+    while bits < MAXIMUM_BITS and error(precision.scales(bits)) > TARGET_LOGIT_ERROR:
+        bits += 1
+    for fewer in range(bits, max(MINIMUM_BITS, bits - 3) - 1, -1):
+        scales = admitted(fewer)
+        if scales is None:
+            continue
+        if fewer == bits:
+            return candidate(scales)
+        best, improved = error(scales, FEW_IMAGES), True
+        while improved:
+            if best < TARGET_LOGIT_ERROR and error(scales) <= TARGET_LOGIT_ERROR:
+                return candidate(scales)
+            improved = False
+            for neighbour in filter(admissible, scales.neighbours()):
+                if (now := error(neighbour, FEW_IMAGES)) < best:
+                    best, scales, improved = now, neighbour, True
+                    break
+        return None
     return None
 
 
-def simulated_error(candidate: Plan, blocks: Blocks, calibration: np.ndarray, public_stddev: float = 0.0) -> float:
-    """Worst absolute logit error of the plan under simulated CKKS noise, over a few images."""
+def simulated_error(candidate: Plan, blocks: Blocks, calibration: np.ndarray, library: Library) -> float:
+    """Worst absolute logit error of the plan under the simulated noise of a library, over a few images."""
     images, noise_of = calibration[:SIMULATED_IMAGES], candidate.parameters.ring_dimension
     if candidate.input.batched:  # as many slots as there are images are enough, with the noise of the real ring
         small = dataclasses.replace(candidate.parameters, ring_dimension=2 * len(images))
         candidate = dataclasses.replace(candidate, parameters=small)
-    simulator = Simulator(noise_of=noise_of, public_stddev=public_stddev)
+    simulator = Simulator(noise_of, library)
     moduli = simulator.client(candidate.parameters).moduli(candidate.parameters)
     weights = None
     if candidate.encrypted:

@@ -60,7 +60,6 @@ class SlotsOwner:
         self._plan = plan
         description = self._library.describe(plan.parameters)
         calibration = job.calibration.reshape(len(job.calibration), -1)
-        public_stddev = self._library.public_stddev(plan.parameters.ring_dimension) if plan.encrypted else 0.0
         return Prepared(
             client=plan.client_bytes(),
             server=plan.server_bytes(),
@@ -78,7 +77,7 @@ class SlotsOwner:
             notes={
                 "layout": [plan.input.kind, *(step.kind for step in plan.steps)],
                 "predicted_server_ms": round(sum(costs.predict_ms(plan, self._costs)), 1),
-                "predicted_logit_error": planner.simulated_error(plan, network, calibration, public_stddev),
+                "predicted_logit_error": planner.simulated_error(plan, network, calibration, self._library),
             },
         )
 

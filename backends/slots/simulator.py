@@ -9,13 +9,14 @@ moduli. It encrypts nothing.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from backends.slots.library import KeyRequest, Parameters
+from backends.slots.library import KeyRequest, Library, Parameters
 
 ERROR_STDDEV = 3.2
 ROUNDING_STDDEV = 1 / np.sqrt(12)
@@ -34,11 +35,13 @@ class Simulator:
     """`Library`, `ClientLibrary` and `Evaluator` in one."""
 
     name = "simulator"
+    first_is_largest = False
     parallel = False
 
-    def __init__(self, noise_of: int = 0, seed: int = 0, public_stddev: float = ERROR_STDDEV) -> None:
-        self._noise_of, self._random = noise_of, np.random.default_rng(seed)
-        self._public_stddev = public_stddev
+    def __init__(self, noise_of: int = 0, library: Library | None = None) -> None:
+        """noise_of: ring dimension. library: whose public-key encryption is simulated."""
+        self._noise_of, self._random = noise_of, np.random.default_rng(0)
+        self._library = library or self
         self._keys: set[int] = set()
         self.counts: dict[str, int] = {}
 
@@ -56,8 +59,8 @@ class Simulator:
     def evaluator(self, parameters: Parameters) -> Simulator:
         return self.client(parameters)
 
-    def public_stddev(self, ring_dimension: int) -> float:
-        return self._public_stddev
+    def public_stddev(self, ring_dimension: int, level: int) -> float:
+        return ERROR_STDDEV
 
     def moduli(self, parameters: Parameters) -> list[int]:
         return [2**parameters.first_bits] + [2**parameters.rescale_bits] * parameters.levels
@@ -81,7 +84,8 @@ class Simulator:
 
     # Owner
     def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Vector:
-        return Vector(self._noisy(self._rounded(np.asarray(vector), scale), scale, self._public_stddev), scale, level)
+        stddev = self._library.public_stddev(self._noise_of, level)
+        return Vector(self._noisy(self._rounded(np.asarray(vector), scale), scale, stddev), scale, level)
 
     # Both
     def serialise(self, cipher: Vector) -> bytes:
@@ -172,11 +176,19 @@ class Simulator:
         return float(np.sqrt((1 + 2 * self._noise_of / 3) / 12))
 
     def _switched(self, a: Vector) -> np.ndarray:
-        """Key switching ends with a division by the special modulus, whose rounding dominates its error."""
-        return self._noisy(a.values, a.scale, self._rounding)
+        """Key switching multiplies a digit for each prime by a fresh error, and ends with a division by the special prime
+        and its rounding."""
+        parameters = self._parameters
+        digits = self.moduli(parameters)[: parameters.levels + 1 - a.level]
+        errors = sum((digit / 2.0**parameters.special_bits) ** 2 for digit in digits) * self._noise_of / 12
+        return self._noisy(a.values, a.scale, math.hypot(self._rounding, ERROR_STDDEV * math.sqrt(errors)))
 
     def _rounded(self, values: np.ndarray, scale: float) -> np.ndarray:
-        return self._noisy(values, scale, ROUNDING_STDDEV)
+        """Encoding. A vector of period p is a polynomial in X^(slots / p): fewer coefficients are rounded, and the error
+        has the same period."""
+        period = _period(values) if self._noise_of else len(values)
+        copies = len(values) // period
+        return np.tile(self._noisy(values[:period], scale, ROUNDING_STDDEV / np.sqrt(copies)), copies)
 
     def _noisy(self, values: np.ndarray, scale: float, coefficient_stddev: float) -> np.ndarray:
         """A slot is a sum of N coefficients times roots of unity: half of the variance is in its real part."""
@@ -189,3 +201,11 @@ class Simulator:
             + noise
             + (1j * self._random.normal(scale=stddev, size=values.shape) if np.iscomplexobj(values) else 0)
         )
+
+
+def _period(values: np.ndarray) -> int:
+    """The smallest period of a vector that is its length divided by a power of two."""
+    period = len(values)
+    while period % 2 == 0 and np.array_equal(values[: period // 2], values[period // 2 : period]):
+        period //= 2
+    return period

@@ -72,6 +72,9 @@ def tfhe(samples: Iterable[Sample]) -> dict[str, Any]:
         "bits": _bits(weakest),
         "standard": "Concrete security curves (Lattice Estimator), binary secret, q = 2^64",
         "weakest": weakest.name,
+        "lwe_dimension": weakest.dimension,
+        "log2_noise": round(weakest.log2_std, 4),
+        "secret": "uniform binary",
         "noise_above_curve_bits": round(weakest.margin, 4),
     }
 

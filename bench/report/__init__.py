@@ -9,24 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import Record, RecordError, records_in
+from bench.report.check import warnings
 from bench.report.page import CLEAR, render
 from bench.report.table import COLUMNS, frame, row, rows
 
 __all__ = ["COLUMNS", "rows", "write"]
 
 
-def write(run: Path) -> tuple[Path, Path]:
+def write(run: Path, bandwidth_bit_per_s: float | None = None) -> tuple[Path, Path]:
     """Writes ``results.csv`` and ``report.html`` into `run` from ``records/*.json`` and the optional ``run.json``.
 
-    run.json: what only the runner knows: ``suite`` (str), ``notes`` (list of str, shown at the top), ``command`` (str).
+    run.json: what only the runner knows: ``suite`` (str), ``notes`` (list of str, shown at the top with the warnings of
+    `bench.report.check`), ``command`` (str), ``bandwidth_bit_per_s`` (of a network to be assumed, if none is given here).
     Raises RecordError if there is no record, or one that cannot be read.
     """
     records = [Record.load(path) for path in records_in(run)]
     if not records:
         raise RecordError(f"no records in {run / 'records'}: run `python -m bench run --out {run}` first")
     records.sort(key=_order)
-    figures = [row(record) for record in records]
     about = _run_file(run / "run.json")
+    about["notes"] = [*(about.get("notes") or ()), *warnings(records)]
+    figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
     csv, html = run / "results.csv", run / "report.html"
     _replace(csv, frame(figures).to_csv(index=False, lineterminator="\n"))
     _replace(html, render(records, figures, about, name=run.resolve().name))

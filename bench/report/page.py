@@ -60,6 +60,7 @@ SUMMARY = [
     Heading("client_peak_rss_bytes", "Client memory"),
     Heading("server_peak_rss_bytes", "Server memory"),
     Heading("security_bits", "Security (bits)"),
+    Heading("precision_bits_worst", "Precision (bits)"),
 ]
 STAGES = [
     Heading("samples", "Timed requests"),
@@ -67,6 +68,10 @@ STAGES = [
     Heading("request_wall_s_median", "Round trip"),
     Heading("infer_cold_wall_s", "First infer"),
     Heading("infer_cpu_s_median", "Infer, CPU time"),
+    Heading("sampling_ended", "Sampling ended"),
+    Heading("request_wall_s_over_100", "Round trip and keys / 100"),
+    Heading("network_request_s", "Network, assumed"),
+    Heading("network_keys_s", "Network, keys"),
 ]
 ONCE_STAGES = [Heading(f"{prefix}_wall_s", prefix.replace("_", " ").capitalize()) for prefix in ONCE]
 SIZES = [
@@ -76,6 +81,9 @@ SIZES = [
     Heading("response_bytes", "Response"),
     Heading("client_artifact_bytes", "Client artifact"),
     Heading("server_artifact_bytes", "Server artifact"),
+    Heading("model_memory_bytes", "Network in memory"),
+    Heading("evaluation_key_memory_bytes", "Keys in memory"),
+    Heading("request_memory_bytes", "Request in memory"),
     Heading("owner_peak_rss_bytes", "Owner memory"),
     Heading("client_peak_rss_bytes", "Client memory"),
     Heading("server_peak_rss_bytes", "Server memory"),
@@ -88,6 +96,10 @@ QUALITY = [
     Heading("auc_float", "AUC, float"),
     Heading("auc_lowered", "AUC, lowered"),
     Heading("auc_encrypted", "AUC, encrypted"),
+    Heading("sensitivity_encrypted", "Sensitivity, encrypted"),
+    Heading("specificity_encrypted", "Specificity, encrypted"),
+    Heading("mcnemar_p_lowered", "McNemar p, against lowered"),
+    Heading("mcnemar_p_float", "McNemar p, against float"),
     Heading("agreeing_images", "Images that agree"),
     Heading("disagreements_beyond_noise", "Disagreements beyond noise"),
     Heading("logit_error_max", "Worst logit error"),
@@ -96,6 +108,9 @@ QUALITY = [
 CONDITIONS = [
     Heading("threads", "Threads asked"),
     Heading("cpu_wall_ratio", "Threads busy (CPU/wall)"),
+    Heading("calibration_before_s", "Fixed work, before"),
+    Heading("calibration_after_s", "Fixed work, after"),
+    Heading("other_cores", "Cores busy for others"),
     Heading("seed", "Seed"),
     Heading("started_at", "Started"),
     Heading("duration_s", "Whole trial"),

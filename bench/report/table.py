@@ -6,14 +6,27 @@ shows their meanings when the pointer rests on a heading. A figure that was not 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.metrics import Interval, Quality, median_interval, quality, throughput
+from bench.metrics import (
+    BINARY,
+    ClassQuality,
+    Interval,
+    Paired,
+    Quality,
+    amortised,
+    by_class,
+    median_interval,
+    quality,
+    throughput,
+)  # fmt: skip
 from bench.record import Record, Stage
+from bench.sampling import half_width
 
 
 class Column(NamedTuple):
@@ -47,11 +60,28 @@ STEPS = {
     "encrypted": "lowered network under encryption",
 }
 ROLES = ("owner", "client", "server")
+# What a call keeps in memory: column → (role, stage of the record, meaning).
+KEPT = {
+    "model_memory_bytes": ("server", "load", "the prepared network"),
+    "evaluation_key_memory_bytes": ("server", "load_keys", "the evaluation keys, as loaded"),
+    "request_memory_bytes": ("server", "deserialise", "the ciphertexts of one request"),
+    "response_memory_bytes": ("client", "deserialise", "the ciphertexts of one response"),
+}
+QUERIES = (1, 100, 10_000)  # requests that share a client's keys
+CONDITIONS = {
+    "calibration_before_s": Column("s", "a fixed piece of work on one core, before the trial"),
+    "calibration_after_s": Column("s", "the same work after the trial"),
+    "other_cores": Column("", "cores that other processes kept busy during the trial, on average"),
+    "steal_share": Column("", "share of CPU time that the hypervisor gave to other machines during the trial"),
+}
 PARAMETERS = {
     "ring_dimension": Column("coefficients", "ring dimension of the ciphertexts (CKKS)"),
     "log2_qp": Column("bits", "size of the whole ciphertext modulus, special primes with it (CKKS)"),
     "lwe_dimension": Column("coefficients", "LWE dimension of the ciphertexts that bootstrapping acts on (TFHE)"),
     "p_error": Column("", "error probability of one programmable bootstrap (TFHE)"),
+    "global_p_error": Column("", "probability that any programmable bootstrap of an inference errs (TFHE)"),
+    "secret": Column("", "distribution of the secret key"),
+    "error_stddev": Column("", "standard deviation of the encryption error, in coefficients of the ciphertext (CKKS)"),
 }
 
 
@@ -94,7 +124,35 @@ def _columns() -> dict[str, Column]:
         ),
         "logit_error_max": Column("", "largest absolute difference of encrypted and clear logits"),
         "logit_error_mean": Column("", "mean absolute difference of encrypted and clear logits"),
+        "precision_bits_worst": Column("bits", "−log2 of logit_error_max as a share of the range of the clear logits"),
+        "precision_bits_mean": Column("bits", "−log2 of logit_error_mean as a share of the range of the clear logits"),
+    }
+    for step in ("lowered", "float"):
+        columns |= {
+            f"gained_{step}": Column("images", f"right only under encryption, against the {STEPS[step]}"),
+            f"lost_{step}": Column("images", f"wrong only under encryption, against the {STEPS[step]}"),
+            f"mcnemar_p_{step}": Column(
+                "", f"McNemar's exact p of gained_{step} and lost_{step}: below 0.05 they differ"
+            ),
+        }
+    for name, whose in (
+        ("sensitivity", "images of a class found"),
+        ("specificity", "images of other classes not found"),
+    ):
+        meaning = f"share of {whose}, under encryption: of class 1 (binary), else the mean over classes or labels"
+        columns |= {
+            f"{name}_encrypted": Column("", meaning),
+            f"{name}_encrypted_low": Column("", "lower end of its 95 % Wilson interval (binary tasks)"),
+            f"{name}_encrypted_high": Column("", "upper end of its 95 % Wilson interval (binary tasks)"),
+        }
+    columns |= {
+        "by_class": Column("JSON", "images, sensitivity, specificity (each with its interval) and AUC of each class"),
         "samples": Column("requests", "timed requests, warm-up not among them"),
+        "sampling_ended": Column(
+            "", "precise: intervals as narrow as asked; time or count: given up before; fixed: one sample an image"
+        ),
+        "precision_asked": Column("", "half-width of the intervals at which sampling ends, as a share of the median"),
+        "precision_reached": Column("", "half-width of the interval of server_wall_s_median, as a share of it"),
     }
     columns |= _timing_columns("request_wall_s", "one request from images to logits, all stages, wall time")
     columns |= _timing_columns("server_wall_s", "one request on the server (read, infer, write), wall time")
@@ -106,6 +164,18 @@ def _columns() -> dict[str, Column]:
     for prefix, (_, _, meaning) in ONCE.items():
         columns[f"{prefix}_wall_s"] = Column("s", f"once: {meaning}, wall time")
         columns[f"{prefix}_cpu_s"] = Column("s", f"once: {meaning}, CPU time")
+    for n in QUERIES:
+        columns[f"request_wall_s_over_{n}"] = Column(
+            "s", f"one of {n} requests: request_wall_s_median and its share of keygen and load_keys"
+        )
+        columns[f"request_bytes_over_{n}"] = Column(
+            "bytes", f"one of {n} requests: request, response and its share of all keys"
+        )
+    columns |= {
+        "bandwidth_bit_per_s": Column("bit/s", "stated, not measured: the network that network_… columns assume"),
+        "network_request_s": Column("s", "derived: request and response over bandwidth_bit_per_s; in no other column"),
+        "network_keys_s": Column("s", "derived: all keys over bandwidth_bit_per_s; in no other column"),
+    }
     columns |= {
         "request_bytes": Column("bytes", "one serialised request of `batch` images"),
         "response_bytes": Column("bytes", "the serialised response to one request"),
@@ -114,6 +184,8 @@ def _columns() -> dict[str, Column]:
         "client_artifact_bytes": Column("bytes", "what the owner hands to the client"),
         "server_artifact_bytes": Column("bytes", "what the owner hands to the server: the prepared network"),
     }
+    for name, (role, stage, meaning) in KEPT.items():
+        columns[name] = Column("bytes", f"{meaning}: growth of the {role}'s resident memory over its first {stage}")
     for role in ROLES:
         columns[f"{role}_peak_rss_bytes"] = Column("bytes", f"highest resident memory of the {role} process")
     columns |= {
@@ -124,6 +196,7 @@ def _columns() -> dict[str, Column]:
         "operations": Column("JSON", "primitive operations of one inference, by name"),
         "network": Column("JSON", "model, lowering, hash and provenance of the network"),
         "notes": Column("JSON", "what else the backend reported"),
+        **CONDITIONS,
         "machine": Column("", "processor, cores and memory"),
         "versions": Column("JSON", "versions of the libraries"),
         "git_commit": Column("", "commit of this benchmark"),
@@ -137,9 +210,9 @@ def _columns() -> dict[str, Column]:
 COLUMNS: dict[str, Column] = _columns()
 
 
-def rows(records: Iterable[Record]) -> pd.DataFrame:
+def rows(records: Iterable[Record], bandwidth_bit_per_s: float | None = None) -> pd.DataFrame:
     """One row a trial with exactly the columns of `COLUMNS`; what was not measured is missing."""
-    return frame([row(record) for record in records])
+    return frame([row(record, bandwidth_bit_per_s) for record in records])
 
 
 def frame(found: list[dict[str, Any]]) -> pd.DataFrame:
@@ -147,8 +220,11 @@ def frame(found: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame({name: _series([r.get(name) for r in found]) for name in COLUMNS})
 
 
-def row(record: Record) -> dict[str, Any]:
-    """The figures of one trial by column name; columns without a value are left out."""
+def row(record: Record, bandwidth_bit_per_s: float | None = None) -> dict[str, Any]:
+    """The figures of one trial by column name; columns without a value are left out.
+
+    bandwidth_bit_per_s: of a network that is assumed, for columns of their own.
+    """
     trial = record.trial
     found = {
         "key": record.key,
@@ -163,11 +239,15 @@ def row(record: Record) -> dict[str, Any]:
         "batch": record.batch if record.stages else None,  # unknown until the owner has prepared
         "threads": trial.threads,
         "cpu_wall_ratio": record.cpu_wall_ratio,
+        "sampling_ended": record.sampling_ended,
+        "precision_asked": trial.precision if record.sampling_ended else None,
         "seed": trial.seed,
         **_timings(record),
         **_sizes(record),
         **_peaks(record),
+        **_kept(record),
         **_parameters(record),
+        **{name: getattr(record.conditions, name, None) for name in CONDITIONS},
         "machine": describe_machine(record.machine),
         "versions": _json(record.versions),
         "git_commit": record.git_commit,
@@ -176,7 +256,10 @@ def row(record: Record) -> dict[str, Any]:
         "command": record.command,
     }
     if record.outputs and record.outputs.labels:
-        found |= _quality(quality(record.outputs))
+        found |= _quality(quality(record.outputs)) | _classes(by_class(record.outputs), record.outputs.kind)
+    found |= _amortised(found)
+    if bandwidth_bit_per_s:
+        found |= _network(found, bandwidth_bit_per_s)
     return {name: value for name, value in found.items() if value is not None and value != ""}
 
 
@@ -197,7 +280,51 @@ def _quality(found: Quality) -> dict[str, Any]:
         "disagreements_beyond_noise": found.disagreements_beyond_noise,
         "logit_error_max": found.logit_error_max,
         "logit_error_mean": found.logit_error_mean,
+        "precision_bits_worst": found.precision_bits_worst,
+        "precision_bits_mean": found.precision_bits_mean,
+        **_paired("lowered", found.against_lowered),
+        **_paired("float", found.against_float),
     }
+
+
+def _paired(step: str, found: Paired | None) -> dict[str, Any]:
+    return {f"gained_{step}": found.gained, f"lost_{step}": found.lost, f"mcnemar_p_{step}": found.p} if found else {}
+
+
+def _classes(found: list[ClassQuality], kind: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {"by_class": _json([dataclasses.asdict(each) for each in found])}
+    for name in ("sensitivity", "specificity"):
+        shares = [getattr(each, name) for each in found]
+        if kind == BINARY and found and shares[1]:
+            figures |= _interval(f"{name}_encrypted", shares[1], value="")
+        elif kind != BINARY and shares and all(shares):
+            figures[f"{name}_encrypted"] = sum(share.value for share in shares) / len(shares)
+    return figures
+
+
+def _amortised(found: dict[str, Any]) -> dict[str, Any]:
+    """From the columns found so far; nothing that lacks one of its parts."""
+    figures = {}
+    walls = [found.get(f"{name}_wall_s") for name in ("keygen", "load_keys")]
+    each, ends = found.get("request_wall_s_median"), [found.get(f"{name}_bytes") for name in ("request", "response")]
+    for n in QUERIES:
+        if each is not None and None not in walls:
+            figures[f"request_wall_s_over_{n}"] = amortised(sum(walls), each, n)
+        if None not in ends:
+            figures[f"request_bytes_over_{n}"] = amortised(_key_bytes(found), sum(ends), n)
+    return figures
+
+
+def _network(found: dict[str, Any], bandwidth_bit_per_s: float) -> dict[str, Any]:
+    figures: dict[str, Any] = {"bandwidth_bit_per_s": bandwidth_bit_per_s}
+    if found.get("request_bytes") is not None and found.get("response_bytes") is not None:
+        figures["network_request_s"] = 8 * (found["request_bytes"] + found["response_bytes"]) / bandwidth_bit_per_s
+        figures["network_keys_s"] = 8 * _key_bytes(found) / bandwidth_bit_per_s
+    return figures
+
+
+def _key_bytes(found: dict[str, Any]) -> int:
+    return sum(found.get(f"{name}_key_bytes") or 0 for name in ("evaluation", "public"))
 
 
 def _timings(record: Record) -> dict[str, Any]:
@@ -215,16 +342,17 @@ def _timings(record: Record) -> dict[str, Any]:
     if infer := record.stage("server", "infer"):
         figures["samples"] = len(infer.wall_s)
         figures["infer_cold_wall_s"] = infer.cold_wall_s
-    if samples := _totals(record, REQUEST):
+    if samples := totals(record, REQUEST):
         figures |= _interval("request_wall_s", median_interval(samples))
-    if samples := _totals(record, SERVER_REQUEST):
+    if samples := totals(record, SERVER_REQUEST):
         server = median_interval(samples)
         figures |= _interval("server_wall_s", server)
+        figures["precision_reached"] = half_width(server) if server.low is not None else None
         figures["throughput_images_per_s"] = throughput(record.batch, server.value) if server.value else None
     return figures
 
 
-def _totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[float]:
+def totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[float]:
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
     timed: list[Stage | None] = [record.stage(role, name) for role, name, _ in stages.values()]
     if any(stage is None for stage in timed) or len({len(stage.wall_s) for stage in timed}) > 1:
@@ -250,6 +378,11 @@ def _peaks(record: Record) -> dict[str, int | None]:
         )
         for role in ROLES
     }
+
+
+def _kept(record: Record) -> dict[str, int | None]:
+    stages = {column: record.stage(role, name) for column, (role, name, _) in KEPT.items()}
+    return {column: stage and stage.kept_rss_bytes for column, stage in stages.items()}
 
 
 def _parameters(record: Record) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.slots import costs, packing, planner
 from backends.slots.blocks import Affine, Blocks, from_network
 from backends.slots.execute import Program, decrypt, encrypt
-from backends.slots.library import KeyRequest
+from backends.slots.library import KeyRequest, Parameters
 from backends.slots.plan import Plan
 from backends.slots.simulator import Simulator
 from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
@@ -40,11 +40,51 @@ def random_network(widths: tuple[int, ...], seed: int) -> tuple[Network, np.ndar
     return network, random.uniform(0, 1, (8, 1, 1, widths[0]))
 
 
+def random_cnn(random: np.random.Generator, depth: int) -> tuple[Network, np.ndarray]:
+    """Convolutions of random stride, padding, kernel, channels and groups, perhaps a pooling, one or two linear layers."""
+    channels, side = int(random.choice([1, 2, 3, 4])), int(random.integers(6, 17))
+    shape: tuple[int, ...] = (channels, side, side)
+    layers: list = []
+
+    def square(units: int) -> Polynomial:
+        return Polynomial(
+            np.array([np.full(units, 0.1), random.uniform(-0.5, 0.5, units), random.uniform(0.1, 0.5, units)])
+        )
+
+    def normal(*size: int) -> np.ndarray:
+        return random.normal(size=size) / np.sqrt(np.prod(size[1:]))
+
+    for _ in range(depth):
+        groups = int(random.choice([g for g in (1, 2, 4) if shape[0] % g == 0]))
+        outputs, kernel = groups * int(random.integers(1, 4)), int(random.integers(1, min(5, shape[1]) + 1))
+        stride, padding = int(random.integers(1, 4)), int(random.integers(0, kernel))
+        weight = normal(outputs, shape[0] // groups, kernel, kernel)
+        layers += [Conv2d(weight, normal(outputs, 1)[:, 0], stride, padding, groups), square(outputs)]
+        shape = layers[-2](np.zeros((1, *shape))).shape[1:]
+    if random.integers(2) and shape[1] > 1:
+        layers.append(AvgPool2d(2, int(random.integers(1, 3))))
+        shape = layers[-1](np.zeros((1, *shape))).shape[1:]
+    layers.append(Flatten())
+    widths = [int(np.prod(shape)), *random.integers(1, 40, random.integers(0, 2)).tolist(), int(random.integers(1, 12))]
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers += [square(inputs)] * (index > 0) + [Linear(normal(outputs, inputs), normal(outputs, 1)[:, 0])]
+    network = Network("cnn", "none", "polynomial", (channels, side, side), widths[-1], tuple(layers))
+    return network, random.uniform(0, 1, (8, *network.input_shape))
+
+
+def scaled(ring_dimension: int, terms: list[int], *bits: int) -> Parameters:
+    precision = planner.Precision(ring_dimension, terms)
+    return precision.parameters(precision.scales(*bits))
+
+
 def simulated(plan: Plan, images: np.ndarray) -> np.ndarray:
     simulator = Simulator()
     evaluator = simulator.evaluator(plan.parameters)
     evaluator.keygen(plan.keys)  # from here a rotation without a key fails
-    program = Program(plan, evaluator, simulator.moduli(plan.parameters))
+    moduli, weights = simulator.moduli(plan.parameters), None
+    if plan.encrypted:
+        weights = [simulator.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli)]
+    program = Program(plan, evaluator, moduli, weights)
     requests = [images] if plan.input.batched else list(images[:, None])
     return np.concatenate(
         [
@@ -70,6 +110,33 @@ def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 3), st.sampled_from(["plain", "encrypted", "offline"]), st.integers(0, 2**32 - 1))
+def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> None:
+    network, images = random_cnn(np.random.default_rng(seed), depth)
+    flat = images.reshape(len(images), -1)
+    blocks = from_network(network, images)
+    scenario = mode if mode == "offline" else "single-stream"
+    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
+    assert plan.encrypted == (mode == "encrypted")
+    np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_needs_few_diagonals_on_the_grid_of_its_inputs(stride: int) -> None:
+    """A 3 × 3 convolution of c channels: at most 9 · c offsets, times 4 for the gaps that its outputs fill."""
+    random = np.random.default_rng(stride)
+    first = Conv2d(random.normal(size=(4, 1, 3, 3)), np.zeros(4), padding=1)
+    second = Conv2d(random.normal(size=(4, 4, 3, 3)), np.zeros(4), stride=stride, padding=1)
+    square, outputs = Polynomial(np.array([0, 0, 1.0])), second(np.zeros((1, 4, 16, 16))).size
+    layers = (first, square, second, square, Flatten(), Linear(random.normal(size=(2, outputs)), np.zeros(2)))
+    network = Network("cnn", "none", "polynomial", (1, 16, 16), 2, layers)
+    images = random.uniform(0, 1, (8, 1, 16, 16))
+    plan = planner.plan(from_network(network, images), Simulator(), COSTS, images.reshape(8, -1))
+    assert len(plan.steps[1].terms) <= 9 * 4 * stride**2 < outputs
+    assert len(plan.steps[1].rotations) <= 2 * np.sqrt(9 * 4 * stride**2) + 4
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: int) -> None:
@@ -77,7 +144,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
     affine = Affine(random.normal(size=(outputs, inputs)), random.normal(size=outputs))
     image = random.uniform(-1, 1, (1, inputs))
     expected = image @ affine.weight.T + affine.bias
-    parameters = planner.Precision(2 * SLOTS, [inputs]).parameters(12)
+    parameters = scaled(2 * SLOTS, [inputs], 12)
     output_slots = tuple(range(outputs))
     candidates = list(packing.first_layer(affine, packing.compact(outputs), SLOTS, (2, 4)))
     assert candidates
@@ -90,7 +157,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
     if packing.power_of_two(inputs) <= 256:
         source = packing.compact(inputs)
         first = next(packing.first_layer(identity, source, SLOTS, (2,)))
-        parameters = planner.Precision(2 * SLOTS, [inputs, inputs]).parameters(12)
+        parameters = scaled(2 * SLOTS, [inputs, inputs], 12)
         for last in packing.last_layer(affine, source, SLOTS, (2, 8)):
             steps = first.complete(), last.complete()
             result = simulated(Plan(parameters, first.request, steps, last.output_slots, 1.0), image)
@@ -183,11 +250,16 @@ def test_predicted_operations_are_the_executed_ones() -> None:
 
 def parties(backend: str, job: Job):
     module = importlib.import_module(f"backends.{backend}")
-    prepared = module.Owner().prepare(job)
+    owner = module.Owner()
+    prepared = owner.prepare(job)
     client, server = module.Client(), module.Server()
     client.load(prepared.client)
     server.load(prepared.server)
-    server.load_keys(client.keygen(0))
+    keys = client.keygen(0)
+    public = keys.pop("public", None)
+    server.load_keys(keys)
+    if public:
+        server.load_model(owner.encrypt_model(public))
     return prepared, client, server
 
 
@@ -206,6 +278,37 @@ def test_an_encrypted_plan_computes_its_network(backend: str, shape: tuple[int, 
     assert prepared.security["bits"] >= 128
     for image in images[:2]:
         assert np.abs(answer(client, server, image[None]) - network.forward(image[None])).max() < 1e-2
+
+
+@pytest.mark.parametrize("privacy", ["plain", "encrypted"])
+@pytest.mark.parametrize("backend", LIBRARIES)
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 2), st.integers(0, 2**32 - 1))
+def test_an_encrypted_plan_computes_its_convolutions(backend: str, privacy: str, depth: int, seed: int) -> None:
+    network, images = random_cnn(np.random.default_rng(seed), depth)
+    prepared, client, server = parties(backend, Job(network, calibration=images, model_privacy=privacy))
+    assert prepared.security["bits"] >= 128
+    assert np.abs(answer(client, server, images[:1]) - network.forward(images[:1])).max() < 1e-2
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_the_server_has_no_weight_of_an_encrypted_model(backend: str) -> None:
+    network, images = random_network((12, 6, 2), 8)
+    module = importlib.import_module(f"backends.{backend}")
+    owner, client, server = module.Owner(), module.Client(), module.Server()
+    prepared = owner.prepare(Job(network, calibration=images, model_privacy="encrypted"))
+    plan, _ = Plan.from_bytes(prepared.server.split(b"\0", 1)[1])
+    assert plan.encrypted and not any(step.diagonals.size or step.bias.size for step in plan.steps)
+    client.load(prepared.client)
+    server.load(prepared.server)
+    keys = client.keygen(0)
+    server.load_keys({"evaluation": keys["evaluation"]})
+    model = owner.encrypt_model(keys["public"])
+    for damaged in (model[:-1], b"REQ1" + model[4:], b""):
+        with pytest.raises(MessageError):
+            server.load_model(damaged)
+    server.load_model(model)
+    assert np.abs(answer(client, server, images[:1]) - network.forward(images[:1])).max() < 1e-2
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
@@ -234,7 +337,10 @@ def test_damaged_and_foreign_messages_are_refused(backend: str) -> None:
 
 
 def test_security_is_looked_up_for_the_parameters_used() -> None:
-    description = {"ring_dimension": 8192, "secret": "uniform ternary"}
+    description = {"ring_dimension": 8192, "secret": "uniform ternary", "error_stddev": 3.19}
+    assert "not IND-CPA-D" in security.ckks(description | {"log2_qp": 218.0})["sharing"]
+    with pytest.raises(InsecureError, match="standard deviation 2.5 of the error"):
+        security.ckks(description | {"log2_qp": 100.0, "error_stddev": 2.5})
     assert security.ckks(description | {"log2_qp": 218.0})["bits"] == 128
     assert security.ckks(description | {"log2_qp": 150.0})["bits"] == 192
     assert not security.ckks(description | {"log2_qp": 216.0})["meets_2024_guidelines"]
@@ -243,10 +349,35 @@ def test_security_is_looked_up_for_the_parameters_used() -> None:
             security.ckks(description | insecure)
 
 
+def test_secret_and_error_of_seal_are_those_of_the_context_that_was_built() -> None:
+    """The error is measured: SEAL's is a centred binomial of standard deviation √10.5 (or a Gaussian of 3.2, as built)."""
+    described = importlib.import_module("backends.ckks").LIBRARY.describe(scaled(8192, [8, 8], 10))
+    assert described["error_stddev"] == pytest.approx(10.5**0.5, rel=0.05)
+    assert security.ckks(described)["error_stddev"] == described["error_stddev"]
+
+
+def test_secret_and_error_of_openfhe_are_those_of_the_context_that_was_built() -> None:
+    import openfhe
+
+    from backends.openfhe.library import FEATURES, describe
+
+    options = openfhe.CCParamsCKKSRNS()
+    options.SetMultiplicativeDepth(1)
+    options.SetSecretKeyDist(openfhe.SecretKeyDist.SPARSE_TERNARY)
+    options.SetStandardDeviation(3.5)
+    context = openfhe.GenCryptoContext(options)
+    for feature in FEATURES:
+        context.Enable(feature)
+    described = describe(context)
+    assert (described["secret"], described["error_stddev"]) == ("sparse ternary", 3.5)
+    with pytest.raises(InsecureError, match="sparse ternary secret is below 128 bits"):
+        security.ckks(described)
+
+
 @pytest.mark.parametrize("backend", LIBRARIES)
 def test_parameters_below_128_bits_are_not_admissible(backend: str) -> None:
     library = importlib.import_module(f"backends.{backend}").LIBRARY
-    parameters = planner.Precision(8192, [784, 64, 64, 64, 64]).parameters(12)
+    parameters = scaled(8192, [784, 64, 64, 64, 64], 12)
     assert not library.admissible(parameters)
 
 
@@ -260,7 +391,7 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
 
     from backends.ckks import seal as ours
 
-    library, parameters = importlib.import_module("backends.ckks").LIBRARY, planner.Precision(8192, [8, 8]).parameters(10)
+    library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
     blob = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
     context, split = ours._context(parameters), 8 + int.from_bytes(blob[:8], "little")
     relin = ours._load(seal.RelinKeys, context, blob[8:split])
@@ -274,7 +405,7 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
 def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
     import openfhe
 
-    library, parameters = importlib.import_module("backends.openfhe").LIBRARY, planner.Precision(8192, [8, 8]).parameters(10, 2)
+    library, parameters = importlib.import_module("backends.openfhe").LIBRARY, scaled(8192, [8, 8], 10, 2)
     client = library.client(parameters)
     blob = client.keygen(KeyRequest((1, 2), True, True))
     secret = openfhe.Serialize(client._secret, openfhe.BINARY)

@@ -123,3 +123,67 @@ def test_quality_of_a_trial_that_ended_early_compares_the_same_images():
 
 def test_throughput_counts_all_images_of_a_request():
     assert metrics.throughput(64, 0.5) == 128
+
+
+def test_paired_comparison_is_the_sign_test_of_the_discordant_images():
+    labels = np.array([[0]] * 12)
+    before, after = np.array([[1]] * 9 + [[0]] * 3), np.array([[0]] * 8 + [[1]] * 2 + [[0]] * 2)
+    found = metrics.paired(labels, before, after)  # 8 gained, 1 lost, 1 wrong in both, 2 right in both
+    assert (found.gained, found.lost) == (8, 1)
+    assert found.p == pytest.approx(2 * (1 + 9) / 2**9)
+    assert metrics.paired(labels, before, before).p == 1.0
+
+
+def test_quality_compares_encrypted_with_float_and_lowered_predictions_on_the_same_images():
+    labels = [[0], [1], [1], [0]]
+    floats = [[2.0, 0.0]] * 4  # right on the first and the last
+    lowered = [[0.0, 2.0]] * 4  # right on the others
+    found = metrics.quality(outputs("binary-class", labels, floats, lowered, [[0.0, 2.0]] * 3 + [[2.0, 0.0]]))
+    assert (found.against_float.gained, found.against_float.lost) == (2, 1)
+    assert (found.against_lowered.gained, found.against_lowered.lost) == (1, 0)
+
+
+def test_precision_is_in_bits_of_the_range_of_the_logits():
+    clear = [[0.0, 8.0], [4.0, 0.0]]
+    found = metrics.quality(outputs("binary-class", [[0], [1]], clear, clear, [[0.0, 7.0], [4.0, 0.0]]))
+    assert (found.precision_bits_worst, found.precision_bits_mean) == (3.0, 5.0)
+    exact = metrics.quality(outputs("binary-class", [[0], [1]], clear, clear, clear))
+    assert (exact.precision_bits_worst, exact.precision_bits_mean) == (None, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_each_class_has_the_figures_of_the_task_that_asks_for_it_alone(kind, seed):
+    rng = np.random.default_rng(seed)
+    n, columns = 40, 3 if kind == KINDS[2] else 1
+    width = 2 if kind == "binary-class" else 3
+    labels = rng.integers(0, 2 if kind == KINDS[2] else width, (n, columns))
+    logits = rng.normal(0, 2, (n, width))
+    found = metrics.by_class(outputs(kind, labels.tolist(), logits.tolist(), logits.tolist(), logits.tolist()))
+    assert [each.label for each in found] == list(range(width))
+    score = metrics.scores(kind, logits)
+    predicted = metrics.predictions(score, kind)
+    for each in found:
+        truth, said = (
+            column[:, each.label] == 1 if kind == KINDS[2] else column[:, 0] == each.label
+            for column in (labels, predicted)
+        )
+        assert each.positives == truth.sum()
+        assert each.sensitivity.value == said[truth].mean()
+        assert each.specificity.value == (~said)[~truth].mean()
+        expected = binomtest(int(said[truth].sum()), int(truth.sum())).proportion_ci(method="wilson")
+        assert (each.sensitivity.low, each.sensitivity.high) == (expected.low, expected.high)
+    assert np.mean([each.auc for each in found]) == pytest.approx(metrics.auc(labels, score, kind))
+
+
+def test_a_class_without_images_has_no_sensitivity_and_no_auc():
+    clear = [[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]]
+    *_, absent = metrics.by_class(outputs("multi-class", [[0], [1]], clear, clear, clear))
+    assert (absent.positives, absent.sensitivity, absent.auc, absent.specificity.value) == (0, None, None, 1.0)
+    assert metrics.by_class(outputs("multi-class", [[0], [1]], clear, clear, [])) == []
+
+
+def test_amortised_cost():
+    assert metrics.amortised(100.0, 2.0, 1) == 102
+    assert metrics.amortised(100.0, 2.0, 100) == 3

@@ -30,7 +30,7 @@ def odd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Odd:
 
     def run(mistake: str, info: BackendInfo = ODD) -> Record:
         monkeypatch.setattr(runner, "resolve", lambda _: (info, mistake))
-        trial = msgspec.structs.replace(TRIAL, backend="odd", images=4, timeout_s=120.0)
+        trial = msgspec.structs.replace(TRIAL, backend="odd", images=4, timeout_s=120.0, precision=0.0)
         return runner.run(trial, subject(3, 5), tmp_path, silent)
 
     return run
@@ -90,9 +90,21 @@ def test_peak_memory_is_that_of_the_stage(odd: Odd) -> None:
     infer, serialise = (released.stage("server", name).peak_rss_bytes for name in ("infer", "serialise"))
     assert 150e6 < infer - serialise < 300e6  # of 200 MB, some of it in pages that were free
     assert "peak_rss" not in released.notes
+    assert released.stage("server", "infer").kept_rss_bytes < 50e6
     kept = odd("allocates")
+    assert kept.stage("server", "infer").kept_rss_bytes > 150e6
     assert kept.stage("server", "serialise").peak_rss_bytes > 150e6
     assert kept.stage("client", "decrypt").peak_rss_bytes < 150e6
+
+
+def test_memory_that_a_call_keeps_is_that_of_its_result(odd: Odd) -> None:
+    """Keys of 64 MB that the server copies; and ciphertexts, though memory of their size has just become free."""
+    stages = odd("large keys and messages").stages
+    kept = {(stage.role, stage.name): stage.kept_rss_bytes for stage in stages}
+    assert 63e6 < kept["server", "load_keys"] < 66e6
+    assert 31e6 < kept["server", "deserialise"] < 34e6
+    assert 31e6 < kept["client", "deserialise"] < 34e6
+    assert abs(kept["server", "load"]) < 5e6
 
 
 def test_cpu_time_is_that_of_the_work(odd: Odd) -> None:

@@ -98,6 +98,55 @@ def test_sizes_and_memory_of_the_table_are_those_of_the_records(table, records):
             assert row[f"{role}_peak_rss_bytes"] == peak
 
 
+def test_cost_of_keys_is_shared_by_the_requests(table, records):
+    for r in [r for r in records if r.status == "ok"]:
+        row = table.loc[r.key]
+        keys = sum(v for k, v in r.sizes.items() if k.endswith("_key_bytes"))
+        once = r.stage("client", "keygen").wall_s[0] + r.stage("server", "load_keys").wall_s[0]
+        ends = r.sizes["request_bytes"] + r.sizes["response_bytes"]
+        for n in (1, 100, 10_000):
+            assert row[f"request_wall_s_over_{n}"] == pytest.approx(once / n + row["request_wall_s_median"])
+            assert row[f"request_bytes_over_{n}"] == pytest.approx(keys / n + ends)
+
+
+def test_network_time_is_derived_for_a_stated_bandwidth_and_in_no_other_column(tmp_path):
+    r = record()
+    r.save(tmp_path / "records")
+    plain = pd.read_csv(report.write(tmp_path)[0]).iloc[0]
+    network = ["bandwidth_bit_per_s", "network_request_s", "network_keys_s"]
+    assert plain[network].isna().all()
+    slow = pd.read_csv(report.write(tmp_path, 8e6)[0]).iloc[0]
+    assert slow["network_request_s"] == (r.sizes["request_bytes"] + r.sizes["response_bytes"]) / 1e6
+    assert slow["network_keys_s"] == 41_480_000 / 1e6
+    pd.testing.assert_series_equal(plain.drop(network), slow.drop(network))
+    (tmp_path / "run.json").write_text('{"bandwidth_bit_per_s": 8e6}')
+    assert pd.read_csv(report.write(tmp_path)[0])["network_keys_s"][0] == slow["network_keys_s"]
+
+
+def test_sensitivity_and_specificity_of_a_binary_task_are_of_class_one(table, records):
+    r = next(r for r in records if r.status == "ok" and r.outputs.kind == "binary-class")
+    row, truth = table.loc[r.key], [label for (label,) in r.outputs.labels]
+    said = [int(b > a) for a, b in r.outputs.encrypted_logits]
+    hits = [s for s, t in zip(said, truth, strict=True) if t]
+    misses = [s for s, t in zip(said, truth, strict=True) if not t]
+    assert row["sensitivity_encrypted"] == pytest.approx(sum(hits) / len(hits))
+    assert row["specificity_encrypted"] == pytest.approx(1 - sum(misses) / len(misses))
+    assert row["sensitivity_encrypted_low"] < row["sensitivity_encrypted"] < row["sensitivity_encrypted_high"]
+    by_class = json.loads(row["by_class"])
+    assert by_class[0]["sensitivity"]["value"] == by_class[1]["specificity"]["value"] == row["specificity_encrypted"]
+
+
+def test_memory_that_a_call_keeps_is_that_of_its_stage(tmp_path):
+    r = record()
+    for index, stage in enumerate(r.stages):
+        stage.kept_rss_bytes = index
+    row = report.rows([r]).iloc[0]
+    expected = {"model": ("server", "load"), "evaluation_key": ("server", "load_keys"),
+                "request": ("server", "deserialise"), "response": ("client", "deserialise")}  # fmt: skip
+    for name, stage in expected.items():
+        assert row[f"{name}_memory_bytes"] == r.stage(*stage).kept_rss_bytes
+
+
 def test_accuracies_of_the_table_are_those_of_the_records(table, records):
     for r in [r for r in records if r.status == "ok"]:
         row = table.loc[r.key]
@@ -248,7 +297,8 @@ def trial(backend, wall, request, accuracy, **changes):
 def test_verdict_names_the_fastest_the_most_accurate_and_the_smallest():
     clear = trial("clear", 1e-5, 10, 0.99, encrypted=False)
     broken = trial("broken", 1e-5, 10, 0.99, status="wrong")
-    said = verdict([trial("ckks", 0.02, 300_000, 0.8), trial("tfhe", 2.0, 30_000, 0.9), clear, broken])
+    insecure = trial("weak", 1e-5, 10, 0.99, status="insecure")
+    said = verdict([trial("ckks", 0.02, 300_000, 0.8), trial("tfhe", 2.0, 30_000, 0.9), clear, broken, insecure])
     assert said == [
         "Fastest on the server: ckks, 20.0 ms an image; tfhe 100× as long.",
         "Most accurate under encryption: tfhe, 0.900 (ckks 0.800).",

@@ -33,6 +33,17 @@ def test_expand_replaces_the_names_that_stand_for_several() -> None:
     assert {t.threads for t in trials} == {4}
 
 
+def test_trials_of_a_task_are_interleaved_by_a_seed_and_stay_together() -> None:
+    block = Block(backend=["a", "b", "c"], task=["t", "u"], threads=[1, 2])
+    written = suite.expand([block], [], never, 4)
+    orders = [suite.interleave(written, seed) for seed in range(20)]
+    assert orders[0] == suite.interleave(written, 0) and orders[0] not in (written, *orders[1:])
+    for order in orders:
+        assert set(order) == set(written) and len(order) == len(written)
+        assert [trial.task for trial in order] == ["t"] * 6 + ["u"] * 6
+    assert {order[0].backend for order in orders} == {"a", "b", "c"}  # no backend always comes first
+
+
 @pytest.mark.parametrize("name", suite.names())
 def test_shipped_suites_can_be_read_and_expanded(name: str) -> None:
     assert suite.expand(suite.read(name).trials, ["clear"], lambda: ["digits"], 1)

@@ -7,9 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from bench.record import records_in
+from bench.record import Conditions, Record, records_in
+from tests.bench.records_for_report import record
 from tests.e2e.command_line import CommandLine, records
 
 SLOW_TO_IMPORT = {"torch", "pandas", "plotly", "scipy", "sklearn", "medmnist"}
@@ -64,6 +66,9 @@ def test_list(bench: CommandLine) -> None:
         (("--timeout", "inf"), "invalid option: Expected `float`"),
         (("--threads", "-1"), "invalid option: Expected `int` >= 0"),
         (("--threads", "two"), "Invalid value for '--threads'"),
+        (("--threads", "1,two"), "Invalid value for '--threads'"),
+        (("--precision", "1"), "invalid option: Expected `float` < 1"),
+        (("--bandwidth", "100Mb"), "Invalid value for '--bandwidth'"),
         (("--images", "-1"), "Invalid value for '--images'"),
         (("--nope",), "No such option"),
         (("--backend", "clear", "--task", "digits", "--out", "/dev/null/run"), "cannot write to /dev/null/run"),
@@ -156,6 +161,52 @@ def test_the_command_in_a_record_makes_the_same_record(
     assert bench(*first.command.removeprefix("python -m bench ").split(), "--out", tmp_path).returncode == 0
     second = records(tmp_path)["clear"]
     assert (second.key, second.trial, second.outputs) == (first.key, first.trial, first.outputs)
+
+
+def test_a_sweep_of_threads_and_an_assumed_network(bench: CommandLine, tmp_path: Path) -> None:
+    options = ("--backend", "clear", "--task", "digits", "--images", 2, "--threads", "1,2", "--precision", 0)
+    assert bench("run", *options, "--bandwidth", "100Mbit", "--out", tmp_path).returncode in (0, 1)  # 1: one core here
+    loaded = [Record.load(path) for path in records_in(tmp_path)]
+    assert sorted(record.trial.threads for record in loaded) == [1, 2]
+    assert loaded[0].trial.precision == 0 and "--precision 0" in loaded[0].command
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert set(table["bandwidth_bit_per_s"]) == {1e8}
+    assert bench("report", tmp_path, "--bandwidth", "1kbit").returncode == 0
+    again = pd.read_csv(tmp_path / "results.csv")
+    assert again["network_request_s"][0] == pytest.approx(1e5 * table["network_request_s"][0])
+    assert "Invalid value for '--bandwidth'" in bench("report", tmp_path, "--bandwidth", "fast").stderr
+
+
+def test_check_explains_what_is_unstable(bench: CommandLine, tmp_path: Path) -> None:
+    made = record(samples=30)
+    made.save(tmp_path / "records")
+    assert bench("check", tmp_path).returncode == 0
+    made.conditions = Conditions(calibration_before_s=0.005, calibration_after_s=0.008)
+    made.save(tmp_path / "records")
+    done = bench("check", tmp_path)
+    assert done.returncode == 1 and "a fixed piece of work took +60% after the trial" in done.stdout
+    empty = bench("check", tmp_path / "nothing")
+    assert empty.returncode == 1 and "nothing was measured" in empty.stderr
+
+
+def test_compare_fails_on_a_regression(bench: CommandLine, tmp_path: Path) -> None:
+    before, after, other = (tmp_path / name for name in "abc")
+    made = record()
+    made.save(before / "records")
+    infer = made.stage("server", "infer")
+    infer.wall_s = [1.5 * s for s in infer.wall_s]
+    made.save(after / "records")
+    made.machine = {"cpu": "another"}
+    made.save(other / "records")
+    assert bench("compare", before, after).returncode == 0
+    assert bench("compare", before, before, "--fail-if", "infer_s:10%").returncode == 0
+    done = bench("compare", before, after, "--fail-if", "request_bytes:0%", "--fail-if", "infer_s:10%")
+    assert done.returncode == 3 and re.search(r"infer_s .* 1\.500 .* slower: regression", done.stdout)
+    assert bench("compare", before, after, "--fail-if", "infer_s:90%").returncode == 0
+    refused = bench("compare", before, other)
+    assert refused.returncode == 2 and "pass --force" in refused.stderr
+    assert bench("compare", before, other, "--force").returncode == 0
+    assert bench("compare", before, after, "--fail-if", "nonsense:1%").returncode == 2
 
 
 def test_conformance_from_the_command_line(bench: CommandLine) -> None:

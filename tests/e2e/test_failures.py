@@ -108,7 +108,8 @@ def test_server_killed_in_the_middle_of_a_trial(bench: CommandLine, tmp_path: Pa
 
 
 def test_interrupted_and_resumed(bench: CommandLine, tmp_path: Path) -> None:
-    arguments = ("run", "--backend", "clear,fake:slow", "--task", "digits", "--images", 60, "--out", tmp_path)
+    options = ("--task", "digits", "--images", 60, "--order", 1)  # an order that begins with the clear backend
+    arguments = ("run", "--backend", "clear,fake:slow", *options, "--out", tmp_path)
     run = bench.start(*arguments)
     bench.party("server", "backends.fake")
     run.send_signal(signal.SIGINT)
