@@ -46,6 +46,7 @@ class Options:
 
 # By the preset in the name of the model. Sadhana and Senthilkumar publish accumulators of up to 16 bits, not rounded.
 PRESETS: dict[str, dict[str, Any]] = {
+    "accurate": {"p_error": 0.05},  # of accumulators of 6 bits, where a neighbour is half as far as among 5
     "sadhana2025": {"widest_bits": 16, "glwe_dimensions": ()},
 }
 
