@@ -355,6 +355,43 @@ def explain(
 
 
 @app.command()
+def tune(
+    backend: Annotated[str, typer.Option()] = "tfhe",
+    model: Annotated[str, typer.Option()] = "fcnn",
+    task: Annotated[str, typer.Option()] = "digits",
+    budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
+    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search; the same folder resumes it.")] = None,
+) -> None:
+    """Search the frontier of accuracy, latency and key bytes of a model's integer network."""
+    from bench import tune as tuning
+    from bench.machine import available_threads
+    from bench.process import TrialError
+
+    info, _ = resolve(backend)
+    if info.lowering != "integer" or model not in zoo.MODELS or "@" in model:
+        _fail(
+            f"nothing to search for {backend} and {model}: choose a backend of integer networks and a plain model",
+            USAGE,
+        )
+    try:
+        described, budget_s = tasks.task(task), tuning.seconds(budget)
+    except (tasks.DataError, ValueError) as error:
+        _fail(str(error), USAGE)
+    folder = out or Path("reports") / f"tune-{backend}-{model}-{task}"
+    dataset = tasks.load(described, data_dir)
+    search = tuning.Search(backend, model, described, dataset, folder, threads or available_threads())
+    print(f"{len(search.finished)} trials are in {folder}")
+    try:
+        with _progress(1) as bar:
+            rows = search.run(budget_s, lambda share, text: bar(share, text))
+    except TrialError as error:
+        _fail(error.reason, FAILED)
+    print(f"{len(search.finished)} trials, {len(rows)} on the frontier: {folder / 'frontier.html'}")
+
+
+@app.command()
 def report(
     run_folder: RunFolder,
     bandwidth: Bandwidth = None,
