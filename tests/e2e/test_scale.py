@@ -132,6 +132,7 @@ def test_killed_at_random_moments_and_resumed(bench: CommandLine, tmp_path: Path
         out = tmp_path / str(number)
         run = bench.start("run", "--suite", file, "--out", out)
         how = (signal.SIGKILL, signal.SIGINT)[number % 2]
+        wait_for(out.exists)  # its modules are loaded
         reached = moments.randrange(TRIALS_OF_A_KILLED_RUN)
         while len(list(records_in(out))) < reached and run.poll() is None:
             time.sleep(0.02)
