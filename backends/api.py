@@ -56,6 +56,7 @@ class Job:
     threads: cores that each party may use.
     model_privacy: ``plain`` (the server reads the weights) or ``encrypted`` (it sees only ciphertexts of them).
     calibration: training images (n, channels, height, width) in [0, 1], for ranges of intermediate values.
+    options: of the backend's own compiler, by name (a search sets them; a plain run leaves them to the backend).
     """
 
     network: Network
@@ -64,6 +65,7 @@ class Job:
     threads: int = 1
     model_privacy: str = "plain"
     calibration: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 28, 28), np.float32))
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ def show(trial: Trial, subject: Subject) -> None:
         with Party("owner", info, trial.threads, log, deadline) as owner:
             explanation = ask_owner(owner, "explain", trial, variant, subject).header["explanation"]
     console = Console()
+    if "layers" not in explanation:  # a backend whose compiler plans says what it compiled
+        console.print_json(data=explanation)
+        return
     console.print(f"[bold]{trial.label}[/], {explanation['batch']} image(s) a request")
     for name, value in explanation["parameters"].items():
         console.print(f"  {name}: {value:.2f}" if isinstance(value, float) else f"  {name}: {value}", highlight=False)

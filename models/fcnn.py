@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
-from models.network import Flatten, Layer, Linear, Polynomial, ReLU
+from models.network import AvgPool2d, Flatten, Layer, Linear, Polynomial, ReLU
 
 HIDDEN = 64
 MEAN, STD = 0.5, 0.25  # roughly those of every task's images
@@ -32,16 +33,24 @@ class Quadratic(nn.Module):
 
 
 class Fcnn(nn.Module):
-    """The float (ReLU) or polynomial network in training. Maps images (n, channels, 28, 28) in [0, 1] to logits."""
+    """The float (ReLU) or polynomial network in training. Maps images (n, channels, 28, 28) in [0, 1] to logits.
 
-    def __init__(self, input_shape: tuple[int, int, int], outputs: int, lowering: str) -> None:
+    pooling: images are first averaged over squares of so many pixels; it divides 28.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], outputs: int, lowering: str, hidden: int = HIDDEN, pooling: int = 1
+    ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(int(np.prod(input_shape)), HIDDEN)
-        self.normalise = nn.BatchNorm1d(HIDDEN, affine=False)
-        self.activation = Quadratic(HIDDEN) if lowering == "polynomial" else nn.ReLU()
-        self.output = nn.Linear(HIDDEN, outputs)
+        self.pooling = pooling
+        self.hidden = nn.Linear(int(np.prod(input_shape)) // pooling**2, hidden)
+        self.normalise = nn.BatchNorm1d(hidden, affine=False)
+        self.activation = Quadratic(hidden) if lowering == "polynomial" else nn.ReLU()
+        self.output = nn.Linear(hidden, outputs)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.pooling > 1:
+            images = functional.avg_pool2d(images, self.pooling)
         x = (images.flatten(1) - MEAN) / STD
         return self.output(self.activation(self.normalise(self.hidden(x))))
 
@@ -60,6 +69,7 @@ class Fcnn(nn.Module):
             powers = RANGE ** torch.arange(3)[:, None]
             activation = Polynomial(_array(self.activation.coefficients * powers))
         return (
+            *([AvgPool2d(self.pooling, self.pooling)] if self.pooling > 1 else []),
             Flatten(),
             Linear(_array(weight), _array(bias)),
             activation,

@@ -60,7 +60,9 @@ class Conv2d:
         p = self.padding
         x = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
         outputs, per_group, kh, kw = self.weight.shape
-        windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(2, 3))[:, :, :: self.stride, :: self.stride]
+        windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(2, 3))[
+            :, :, :: self.stride, :: self.stride
+        ]
         batch, _, height, width = windows.shape[:4]
         windows = windows.reshape(batch, self.groups, per_group, height, width, kh, kw)
         weight = self.weight.reshape(self.groups, outputs // self.groups, per_group, kh, kw)

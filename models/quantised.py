@@ -1,271 +1,374 @@
-"""Quantisation-aware training (brevitas), and the way between the neutral integer network and a brevitas module.
+"""Quantisation-aware training: a trained real network → an integer network for TFHE.
 
-TFHE evaluates a hidden neuron with one programmable bootstrapping, whose cost is set by the width of the accumulator
-that it reads. So inputs have three bits and hidden weights are -1, 0 or 1, and the training itself keeps the
-accumulators narrow: values near the end of `ACCUMULATOR_BITS` are penalised (the aim of Colbert et al., "A2Q:
-Accumulator-Aware Quantization with Guaranteed Overflow Avoidance", ICCV 2023, here as a soft limit with a margin).
-Accumulators need no rounding before the bootstrapping, so encryption computes what `Network.forward` computes.
+A hidden neuron costs TFHE one programmable bootstrapping (PBS), whose price depends on how many bits of the accumulator
+it reads. It does not depend on the bits of weights and inputs when the accumulator is *rounded*: its low bits are dropped
+for free. So weights and inputs have plenty of bits here, each accumulator is rounded to a few, and training
 
-Scales are constants. Biases are real: that of the hidden layer becomes part of the table of its bootstrappings, that of
-the output is added in the clear after decryption.
+* scales every channel to use the whole range of the rounded accumulator;
+* penalises accumulators near the end of that range, beyond which the table would be read at the wrong entry
+  (the aim of Colbert et al., "A2Q: Accumulator-Aware Quantization", ICCV 2023, as a soft limit);
+* adds the noise that TFHE's approximate rounding adds.
+
+Rounding passes gradients straight through (Bengio, Léonard and Courville 2013); steps of activations are learnt (Esser et
+al., "Learned step size quantization", ICLR 2020). What is left in the clear: the bias of the last layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from importlib.metadata import version
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import brevitas.nn as qnn
 import numpy as np
 import torch
-from brevitas.inject.enum import RestrictValueType, ScalingImplType
-from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
 from torch import nn
 from torch.nn import functional
 
-from models.network import Conv2d, Flatten, Layer, Linear, Network, NetworkError, Quantise, ReLU
+from models.network import AvgPool2d, Conv2d, Flatten, Layer, Linear, Network, NetworkError, Polynomial, Quantise, ReLU
 
-MULTI_LABEL = "multi-label, binary-class"  # MedMNIST's name of the one kind that is not "one class of several"
+BATCH = 256
+RATE = 3e-4
+DECAY = 0.1
+PENALTY = 10.0
+LIMIT = 0.9  # share of an accumulator's range from which it is penalised
+MARGIN = 1.1  # of that range over the largest value that the real network reaches
+ROOM = 1.05  # of that range over the largest value that the trained integer network reaches
+NOISE = 0.2  # standard deviation in steps of a rounded accumulator: p_error 0.01 is half a step at 2.6 of them
+CALIBRATION_IMAGES = 10_000
+TAIL = 0.002  # share of an activation's values beyond either end of its range, before the fit
 
-ACCUMULATOR_BITS = 6  # signed, of the hidden layer
-MARGIN = 0.65  # share of the accumulator's range that training uses; the rest is for images never seen
-INPUT_BITS = 3
-HIDDEN_WEIGHT_BITS = 2  # signed and narrow: -1, 0, 1
-ACTIVATION_BITS = 2
-ACTIVATION_STEP = 5  # accumulator units
-OUTPUT_WEIGHT_BITS = 3
-OUTPUT_WEIGHT_SCALE = 0.125
-
-BATCH = 128
-IMAGES = 600_000  # seen in one training
-RESTARTS = 3
-RATE = 1e-2
-PENALTY = 0.3
-
-Split = tuple[np.ndarray, np.ndarray]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Progress = Callable[[float, str], None]
 
 
-# -- neutral network → brevitas ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Quantisation:
+    """Bits of every kind of value. Signed ones are narrow: 3 bits are -3 … 3.
 
-
-def to_torch(network: Network) -> nn.Sequential:
-    """The brevitas module that computes `network`; concrete-ml imports exactly its integers and scales.
-
-    Raises NetworkError for a network that is not lowered to integers, or has a layer without integer counterpart.
+    accumulator_bits: that the PBS reads after rounding; None: accumulators are not rounded.
+    activation_bits: of an activation's output; ReLU with one bit is a step.
+    pruning: share of the weights before each activation that are zero, those of least magnitude (L1).
     """
-    if network.lowering != "integer":
-        raise NetworkError(f"a network lowered to {network.lowering!r} has no integers: train it with lowering integer")
-    modules: list[nn.Module] = []
-    layers = list(network.layers)
-    while layers:
-        layer = layers.pop(0)
-        following = layers[0] if layers else None
-        if isinstance(layer, ReLU) and isinstance(following, Quantise):
-            modules.append(_activation(qnn.QuantReLU, layers.pop(0)))
-        elif isinstance(layer, Flatten) and isinstance(following, Quantise):
-            # The same, and concrete-ml wants every operation but the quantiser to see integers.
-            modules += [_activation(qnn.QuantIdentity, layers.pop(0)), nn.Flatten()]
-        elif isinstance(layer, Quantise):
-            modules.append(_activation(qnn.QuantIdentity, layer))
-        elif isinstance(layer, Linear | Conv2d):
-            modules.append(_affine(layer))
-        elif isinstance(layer, Flatten):
-            modules.append(nn.Flatten())
-        else:
-            raise NetworkError(f"layer {layer.type!r} is not supported in an integer network")
-    return nn.Sequential(*modules).eval()
+
+    input_bits: int = 5
+    weight_bits: int = 8
+    accumulator_bits: int | None = 5
+    activation_bits: int = 4
+    output_weight_bits: int = 5
+    pruning: float = 0.0
 
 
-def _activation(kind: type[nn.Module], layer: Quantise) -> nn.Module:
-    base = Int8ActPerTensorFloat if layer.signed else Uint8ActPerTensorFloat
-    quantiser = _constant_scale(base, layer.scale, layer.bits, layer.range[1], narrow_range=layer.signed)
-    return kind(act_quant=quantiser, return_quant_tensor=True)
+# -- real network → module ---------------------------------------------------------------------------------------------
 
 
-def _affine(layer: Linear | Conv2d) -> nn.Module:
-    if layer.weight_bits is None or layer.weight_scale is None:
-        raise NetworkError(f"a {layer.type} layer has no weight_bits or no weight_scale: its weights are not integers")
-    largest = 2 ** (layer.weight_bits - 1) - 1
-    if np.abs(layer.weight / layer.weight_scale).max() > largest + 1e-3:
-        raise NetworkError(f"a {layer.type} layer has weights beyond {layer.weight_bits} bits")
-    quantiser = _constant_scale(
-        Int8WeightPerTensorFloat, layer.weight_scale, layer.weight_bits, largest, narrow_range=True
-    )
-    options: dict[str, Any] = {"bias": True, "weight_quant": quantiser}
-    if isinstance(layer, Linear):
-        module = qnn.QuantLinear(*layer.weight.shape[::-1], **options)
-    else:
-        outputs, per_group, *kernel = layer.weight.shape
-        module = qnn.QuantConv2d(
-            per_group * layer.groups, outputs, tuple(kernel),
-            stride=layer.stride, padding=layer.padding, groups=layer.groups, **options,
+def _through(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y, with the gradient of x."""
+    return x + (y - x).detach()
+
+
+def _quantised(x: torch.Tensor, step: torch.Tensor | float, low: int, high: int) -> torch.Tensor:
+    """Integers times step; the gradient passes within the range, and also reaches `step`."""
+    scaled = (x / step).clamp(low, high)
+    return _through(scaled, scaled.round()) * step
+
+
+class _Affine(nn.Module):
+    """A linear or convolutional layer with integer weights, and how its accumulator is rounded, if it is.
+
+    reach: the largest accumulator seen since it was set to 0, as a share of the range.
+    """
+
+    def __init__(self, layer: Linear | Conv2d, bits: int, rounding: Quantise | None, pruning: float) -> None:
+        super().__init__()
+        self.layer, self.bits, self.rounding, self.reach = layer, bits, rounding, 0.0
+        self.weight = nn.Parameter(torch.from_numpy(layer.weight).float())
+        self.bias = nn.Parameter(torch.from_numpy(layer.bias).float())
+        threshold = self.weight.detach().abs().flatten().quantile(pruning) if pruning else torch.tensor(-1.0)
+        self.register_buffer("mask", (self.weight.detach().abs() > threshold).float())
+
+    def weight_scale(self, input_scale: float) -> float:
+        """The finest scale that holds the weights and whose unit is the rounding step over a power of two."""
+        finest = (self.weight * self.mask).abs().max().item() / (2 ** (self.bits - 1) - 1)
+        if self.rounding is None:
+            return finest
+        return (
+            self.rounding.scale
+            / input_scale
+            / 2 ** max(math.floor(math.log2(self.rounding.scale / input_scale / finest)), 0)
         )
-    with torch.no_grad():
-        module.weight.copy_(torch.from_numpy(layer.weight))
-        module.bias.copy_(torch.from_numpy(layer.bias))
-    return module
+
+    def integer_bias(self, input_scale: float) -> torch.Tensor:
+        """Of a rounded accumulator: a multiple of its unit and a quarter, which decides ties as Concrete does, half up."""
+        unit = self.weight_scale(input_scale) * input_scale
+        return ((self.bias / unit).round() + 0.25) * unit if self.rounding else self.bias
+
+    def accumulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.layer, Linear):
+            return functional.linear(x, weight, bias)
+        options = {"stride": self.layer.stride, "padding": self.layer.padding, "groups": self.layer.groups}
+        return functional.conv2d(x, weight, bias, **options)
+
+    def forward(self, x: torch.Tensor, input_scale: float) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Accumulators, and the penalty for those near the end of their range."""
+        largest = 2 ** (self.bits - 1) - 1
+        weight = _quantised(self.weight * self.mask, self.weight_scale(input_scale), -largest, largest)
+        y = self.accumulate(x, weight, _through(self.bias, self.integer_bias(input_scale)))
+        if self.rounding is None:
+            return y, 0.0
+        low, high = self.rounding.range
+        steps = y / self.rounding.scale
+        self.reach = max(self.reach, steps.abs().max().item() / (high + 0.5))
+        excess = functional.relu(steps.abs() - LIMIT * (high + 0.5)).square().flatten(1).sum(1).mean()
+        if self.training:
+            steps = steps + torch.randn_like(steps) * NOISE
+        steps = steps.clamp(low, high)
+        return _through(steps, steps.round()) * self.rounding.scale, excess
+
+    def export(self, input_scale: float) -> Linear | Conv2d:
+        scale = self.weight_scale(input_scale)
+        largest = 2 ** (self.bits - 1) - 1
+        weight = np.clip(np.round((self.weight * self.mask).double().numpy() / scale), -largest, largest) * scale
+        weight, bias = weight.astype(np.float32), self.integer_bias(input_scale).numpy().copy()
+        return dataclasses.replace(self.layer, weight=weight, bias=bias, weight_bits=self.bits, weight_scale=scale)
 
 
-def _constant_scale(base: type, scale: float, bits: int, largest: int, narrow_range: bool) -> type:
-    """A quantiser with this scale; brevitas wants the threshold, which is that of the largest integer."""
-    return base.let(
-        bit_width=bits,
-        scaling_impl_type=ScalingImplType.CONST,
-        restrict_scaling_type=RestrictValueType.FP,
-        scaling_init=scale * largest,
-        narrow_range=narrow_range,
+class _Activation(nn.Module):
+    """ReLU or a polynomial, and the quantiser of its output."""
+
+    def __init__(self, layer: ReLU | Polynomial, quantise: Quantise) -> None:
+        super().__init__()
+        self.layer, self.quantise = layer, quantise
+        self.log_step = nn.Parameter(torch.tensor(math.log(quantise.scale)))
+        if isinstance(layer, Polynomial):
+            self.coefficients = nn.Parameter(torch.from_numpy(layer.coefficients).float())
+
+    @property
+    def scale(self) -> float:
+        return math.exp(self.log_step.item())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.layer, Polynomial):
+            c0, c1, c2 = self.coefficients.reshape(3, -1, *[1] * (x.dim() - 2))
+            x = c0 + x * (c1 + c2 * x)
+        else:
+            x = functional.relu(x)
+        return _quantised(x, self.log_step.exp(), *self.quantise.range)
+
+    def export(self) -> tuple[Layer, Layer]:
+        layer: Layer = self.layer
+        if isinstance(layer, Polynomial):
+            layer = Polynomial(self.coefficients.numpy().copy())
+        return layer, dataclasses.replace(self.quantise, scale=self.scale)
+
+
+class _Quantised(nn.Module):
+    """before: layers that the client computes in the clear, the last but flattening is the `Quantise` of the input."""
+
+    def __init__(self, before: tuple[Layer, ...], parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.before, self.parts = before, nn.ModuleList(parts)
+        self.input_scale = next(layer.scale for layer in before if isinstance(layer, Quantise))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """images: uint8. Logits, and the sum of the penalties."""
+        x, scale, penalty = _client(self.before, images / 255), self.input_scale, 0.0
+        for part in self.parts:
+            if isinstance(part, _Affine):
+                x, excess = part(x, scale)
+                penalty = penalty + excess
+            else:
+                x = part(x)
+                scale = getattr(part, "scale", scale)
+        return x, penalty
+
+    @torch.no_grad()
+    def export(self) -> tuple[Layer, ...]:
+        layers, scale = list(self.before), self.input_scale
+        for part in self.parts:
+            if isinstance(part, _Affine):
+                layers.append(part.export(scale))
+                if part.rounding is not None:
+                    layers.append(part.rounding)
+            elif isinstance(part, _Activation):
+                layers += part.export()
+                scale = part.scale
+            else:
+                layers.append(Flatten())
+        return tuple(layers)
+
+
+def _client(layers: Sequence[Layer], x: torch.Tensor) -> torch.Tensor:
+    for layer in layers:
+        if isinstance(layer, AvgPool2d):
+            x = functional.avg_pool2d(x, layer.kernel, layer.stride)
+        elif isinstance(layer, Quantise):
+            x = (x / layer.scale).round().clamp(*layer.range) * layer.scale
+        else:
+            x = x.flatten(1)
+    return x
+
+
+def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Module:
+    """What is fine-tuned: `network` (float or polynomial) behind quantisers whose ranges are those of `images` (uint8).
+
+    Pooling and flattening before the first affine layer stay with the client; pooling behind an activation becomes part
+    of the linear layer that follows. Raises NetworkError for layers that it does not know.
+    """
+    layers = fold_pooling(network)
+    start = next(i for i, layer in enumerate(layers) if isinstance(layer, Linear | Conv2d))
+    before = [layer for layer in layers[:start] if isinstance(layer, AvgPool2d | Flatten)]
+    if len(before) < start:
+        raise NetworkError("only pooling and flattening may come before the first linear or convolutional layer")
+    before.insert(
+        sum(isinstance(layer, AvgPool2d) for layer in before), Quantise(1 / (2**bits.input_bits - 1), bits.input_bits)
     )
+    x = _client(before, torch.from_numpy(images) / 255).double().numpy()
+    parts: list[nn.Module] = []
+    rest = list(layers[start:])
+    while rest:
+        layer, following = rest.pop(0), rest[0] if rest else None
+        if isinstance(layer, Flatten):
+            parts.append(nn.Flatten())
+            x = layer(x)
+        elif isinstance(layer, Linear | Conv2d) and isinstance(following, ReLU | Polynomial):
+            layer, activation = _scaled(layer, rest.pop(0), layer(x))
+            rounding = None
+            if bits.accumulator_bits is not None:
+                high = 2 ** (bits.accumulator_bits - 1) - 1
+                rounding = Quantise(MARGIN / (high + 0.5), bits.accumulator_bits, signed=True)
+                if isinstance(activation, ReLU):  # channels keep their relation
+                    rounding = dataclasses.replace(rounding, scale=rounding.scale * float(np.abs(layer(x)).max()))
+            if isinstance(activation, Polynomial):
+                activation = _spread(activation, layer(x), rest)
+            y = activation(layer(x))
+            quantise = Quantise(1.0, bits.activation_bits, signed=isinstance(activation, Polynomial))
+            quantise = _fitted(quantise, y)
+            parts += [_Affine(layer, bits.weight_bits, rounding, bits.pruning), _Activation(activation, quantise)]
+            x = y
+        elif isinstance(layer, Linear | Conv2d) and following is None:
+            parts.append(_Affine(layer, bits.output_weight_bits, None, 0.0))
+        else:
+            raise NetworkError(f"layer {layer.type!r} has no place in an integer network")
+    return _Quantised(tuple(before), parts)
+
+
+def _fitted(quantise: Quantise, values: np.ndarray) -> Quantise:
+    """With the scale of least squared error."""
+    sample = values.ravel()[:: -(-values.size // 100_000)]
+    largest = np.abs(sample).max() / quantise.range[1]
+    fits = (dataclasses.replace(quantise, scale=float(largest * share)) for share in np.linspace(0.1, 1, 19))
+    return min(fits, key=lambda fit: np.square(fit(sample) - sample).mean())
+
+
+def _scaled(
+    layer: Linear | Conv2d, activation: ReLU | Polynomial, y: np.ndarray
+) -> tuple[Linear | Conv2d, ReLU | Polynomial]:
+    """Before a polynomial, each channel of the accumulators `y` is scaled to -1 … 1, and the polynomial takes it back."""
+    if isinstance(activation, ReLU):
+        return layer, activation
+    reach = np.abs(y).max(axis=tuple(i for i in range(y.ndim) if i != 1))
+    weight = layer.weight / reach.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    powers = reach ** np.arange(3)[:, None]
+    coefficients = activation.coefficients.reshape(3, -1) * powers
+    return dataclasses.replace(layer, weight=weight, bias=layer.bias / reach), Polynomial(coefficients)
+
+
+def _spread(activation: Polynomial, accumulators: np.ndarray, rest: list[Layer]) -> Polynomial:
+    """Each channel of the output moved and scaled to -1 … 1; the next layer, the first affine one of `rest`, takes it back.
+
+    The ends are quantiles, because the tails of a square are long. Behind a padded convolution zero must stay zero.
+    """
+    index = next(i for i, layer in enumerate(rest) if isinstance(layer, Linear | Conv2d))
+    following = rest[index]
+    y = np.moveaxis(activation(accumulators), 1, 0).reshape(accumulators.shape[1], -1)
+    low, high = np.quantile(y, (TAIL, 1 - TAIL), axis=1)
+    if isinstance(following, Conv2d):
+        if following.groups > 1:
+            return activation
+        middle, reach = np.zeros(len(y)), np.maximum(np.maximum(-low, high), 1e-6)
+        weight = following.weight * reach[:, None, None]
+    else:
+        middle, reach = (low + high) / 2, np.maximum((high - low) / 2, 1e-6)
+        weight = following.weight * np.repeat(reach, following.weight.shape[1] // len(y))
+    if isinstance(following, Linear):
+        shift = following.weight @ np.repeat(middle, following.weight.shape[1] // len(y))
+        following = dataclasses.replace(following, bias=following.bias + shift)
+    rest[index] = dataclasses.replace(following, weight=weight)
+    coefficients = activation.coefficients.reshape(3, -1).copy()
+    coefficients[0] -= middle
+    return Polynomial(coefficients / reach)
+
+
+def fold_pooling(network: Network) -> tuple[Layer, ...]:
+    """The layers with average pooling between an activation and a linear layer made part of the linear layer."""
+    layers, shape = list(network.layers), (1, *network.input_shape)
+    x, index = np.zeros(shape), 0
+    while index < len(layers):
+        layer = layers[index]
+        after = layers[index + 1 : index + 3]
+        if isinstance(layer, AvgPool2d) and any(isinstance(before, Linear | Conv2d) for before in layers[:index]):
+            if [type(following) for following in after] != [Flatten, Linear]:
+                raise NetworkError(
+                    "average pooling behind an activation must be followed by flattening and a linear layer"
+                )
+            inputs = int(np.prod(x.shape[1:]))
+            basis = layer(np.eye(inputs).reshape(inputs, *x.shape[1:])).reshape(inputs, -1)
+            layers[index : index + 3] = [Flatten(), dataclasses.replace(after[1], weight=after[1].weight @ basis.T)]
+        else:
+            x, index = layer(x), index + 1
+    return tuple(layers)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def train_integer(
-    train: Split,
-    val: Split,
+def fine_tune(
+    network: Network,
+    bits: Quantisation,
+    pool: tuple[torch.Tensor, torch.Tensor],
+    loss: Loss,
     *,
-    model: str,
-    task: str,
-    kind: str,
-    input_shape: tuple[int, int, int],
-    outputs: int,
-    hidden: int,
     seed: int,
+    images: int,
     progress: Progress | None = None,
-    images: int = IMAGES,
 ) -> Network:
-    """`fcnn` with quantised inputs, weights and activations; the restart with the lowest validation loss is kept.
+    """The integer lowering of a trained float or polynomial network.
 
-    train, val: images (n, channels, height, width), float32 in [0, 1] or uint8; labels: class indices (n, 1), or
-        (n, labels) of 0 and 1 for a multi-label task, or soft ones (a teacher's, say), float (n, outputs).
-    kind: the task's kind as MedMNIST names it.
-    progress: called with the fraction done (0 … 1) and a line that says what is being done.
-    images: how many images each training sees.
+    pool: images (n, channels, height, width) uint8 and targets (n, outputs), probabilities.
+    images: how many are seen. AdamW with a one-cycle schedule (Smith and Topin 2019), to its end.
     """
-    recipe = _Recipe(kind, outputs)
-    pool = torch.from_numpy(train[0]), recipe.targets(train[1])
-    check = torch.from_numpy(val[0]), recipe.targets(val[1])
+    torch.manual_seed(seed)
     report = progress or (lambda fraction, text: None)
-    best, chosen = np.inf, None
-    for restart in range(RESTARTS):
-        torch.manual_seed(seed * 1000 + restart)
-        module = _initial(input_shape, hidden, outputs)
-        recipe.fit(
-            module, pool, images, lambda f, text, i=restart: report((i + f) / RESTARTS, f"restart {i + 1}, {text}")
-        )
-        with torch.no_grad():
-            score = recipe.loss(_forward(module, check[0])[0], check[1]).item()
-        if score < best:
-            best, chosen = score, module
-    report(1.0, f"validation loss {best:.3f}")
-    provenance = {
-        "quantisation": {
-            "bits": {
-                "input": INPUT_BITS,
-                "hidden_weight": HIDDEN_WEIGHT_BITS,
-                "accumulator": ACCUMULATOR_BITS,
-                "activation": ACTIVATION_BITS,
-                "output_weight": OUTPUT_WEIGHT_BITS,
-            },
-            "seed": seed,
-            "images_seen": images,
-            "restarts": RESTARTS,
-            "validation_loss": best,
-            "brevitas": version("brevitas"),
-        }
-    }
-    return Network(model, task, "integer", input_shape, outputs, _export(chosen), provenance)
-
-
-def _initial(input_shape: tuple[int, int, int], hidden: int, outputs: int) -> nn.Sequential:
-    """The module to be trained: real weights behind the quantisers."""
-    pixels = int(np.prod(input_shape))
-    input_scale = 1 / (2**INPUT_BITS - 1)
-    activation_scale = ACTIVATION_STEP * input_scale
-    layers = (
-        Flatten(),
-        Quantise(input_scale, INPUT_BITS),
-        Linear(np.zeros((hidden, pixels)), np.zeros(hidden), HIDDEN_WEIGHT_BITS, 1.0),
-        ReLU(),
-        Quantise(activation_scale, ACTIVATION_BITS),
-        Linear(np.zeros((outputs, hidden)), np.zeros(outputs), OUTPUT_WEIGHT_BITS, OUTPUT_WEIGHT_SCALE),
-    )
-    module = to_torch(Network("", "", "integer", input_shape, outputs, layers))
-    nn.init.normal_(module[2].weight, std=0.25)
-    nn.init.normal_(module[4].weight, std=OUTPUT_WEIGHT_SCALE)
-    nn.init.uniform_(module[2].bias, 0, 1)
-    return module
-
-
-def _forward(module: nn.Sequential, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and the accumulators of the hidden layer in their unit."""
-    quantise, flatten, affine, activation, output = module
-    y = affine(flatten(quantise(_unit_range(images))))
-    # The bias is no part of an accumulator: concrete-ml puts it into the bootstrapping's table.
-    return output(activation(y)), (y - affine.bias) * (2**INPUT_BITS - 1)
-
-
-def _unit_range(images: torch.Tensor) -> torch.Tensor:
-    return images / 255 if images.dtype == torch.uint8 else images
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
-    kind: str
-    outputs: int
-
-    @property
-    def multi_label(self) -> bool:
-        return self.kind == MULTI_LABEL
-
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self.multi_label:
-            return functional.binary_cross_entropy_with_logits(logits, targets)
-        return functional.cross_entropy(logits, targets)
-
-    def targets(self, labels: np.ndarray) -> torch.Tensor:
-        """Probabilities (n, outputs)."""
-        if labels.dtype.kind == "f" or self.multi_label:
-            return torch.from_numpy(labels).float()
-        return functional.one_hot(torch.from_numpy(labels[:, 0]).long(), self.outputs).float()
-
-    def fit(
-        self, module: nn.Sequential, pool: tuple[torch.Tensor, torch.Tensor], images: int, progress: Progress
-    ) -> None:
-        """AdamW with a one-cycle schedule (Smith and Topin 2019), to its end."""
-        module.train()
-        size = min(BATCH, len(pool[0]))
-        steps = max(images, len(pool[0])) // size
-        optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
-        limit = 2 ** (ACCUMULATOR_BITS - 1) * MARGIN
-        for step in range(steps):
-            batch = torch.randint(len(pool[0]), (size,))
-            logits, accumulators = _forward(module, pool[0][batch])
-            excess = functional.relu(accumulators.abs() - limit)
-            value = self.loss(logits, pool[1][batch])
-            optimiser.zero_grad()
-            (value + PENALTY * excess.square().mean()).backward()
-            optimiser.step()
-            schedule.step()
-            if step % 50 == 0:
-                progress(step / steps, f"step {step} of {steps}, loss {value.item():.3f}")
-        module.eval()
+    quantised = module(network, bits, pool[0][:CALIBRATION_IMAGES].numpy()).train()
+    steps, size = max(images // BATCH, 1), min(BATCH, len(pool[0]))
+    optimiser = torch.optim.AdamW(quantised.parameters(), lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        batch = torch.randint(len(pool[0]), (size,))
+        logits, penalty = quantised(pool[0][batch])
+        value = loss(logits, pool[1][batch]) + PENALTY * penalty
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0:
+            report(step / steps, f"quantised, step {step} of {steps}, loss {value.item():.3f}")
+    _widen(quantised.eval(), pool[0])
+    layers = quantised.export()
+    provenance: dict[str, Any] = {"quantisation": dataclasses.asdict(bits) | {"images": images, "seed": seed}}
+    return dataclasses.replace(network, lowering="integer", layers=layers, provenance=provenance)
 
 
 @torch.no_grad()
-def _export(module: nn.Sequential) -> tuple[Layer, ...]:
-    """The layers of the network description, from the integers and scales that brevitas uses."""
-
-    def quantise(part: nn.Module) -> Quantise:
-        return Quantise(part.act_quant.scale().item(), int(part.act_quant.bit_width().item()))
-
-    def linear(part: nn.Module) -> Linear:
-        weight = part.quant_weight()
-        return Linear(weight.value.numpy(), part.bias.numpy().copy(), int(weight.bit_width.item()), weight.scale.item())
-
-    inputs, _, hidden, activation, output = module
-    return Flatten(), quantise(inputs), linear(hidden), ReLU(), quantise(activation), linear(output)
+def _widen(quantised: nn.Module, images: torch.Tensor) -> None:
+    """Makes room for the largest accumulators of all `images`: longer steps, and the tables follow."""
+    affines = [part for part in quantised.parts if isinstance(part, _Affine) and part.rounding is not None]
+    for part in affines:
+        part.reach = 0.0
+    for views in images.split(4 * BATCH):
+        quantised(views)
+    for part in affines:
+        scale = part.rounding.scale * max(part.reach * ROOM, 1.0)
+        part.rounding = dataclasses.replace(part.rounding, scale=scale)

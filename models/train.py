@@ -23,6 +23,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,11 @@ from torch.nn import functional
 from models import fcnn, polycnn
 from models.augment import augment
 from models.network import LOWERINGS, Layer, Linear, Network
+from models.presets import PRESETS, Preset
+from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
+from models.zoo import INTEGER_NETWORK, base
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ RESTARTS = 3
 BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
+QUANTISED_IMAGES = 100_000
 VALIDATION_IMAGES = 2_000
 RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
@@ -95,6 +100,7 @@ def train(
     progress: called with the fraction done (0 … 1) and a line that says what is being done.
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     """
+    preset = PRESETS[INTEGER_NETWORK.get(model, model)]
     title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
 
@@ -111,7 +117,7 @@ def train(
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
         if lowering == "integer":
-            network = _integer(model, recipe, pool, validation, step)
+            network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)
@@ -165,24 +171,70 @@ class Recipe:
 
     def student(self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """The float or polynomial network."""
-        architecture, loss, best = ARCHITECTURES[model], _loss(self.task), (np.inf, None)
-        for restart in range(RESTARTS):
-            module = self.fit(
-                lambda: architecture.build(self.task.input_shape, self.task.outputs, lowering),
-                pool,
-                images=architecture.images,
-                rate=architecture.rate,
-                decay=0.5,
-                use=200 + restart,
-                augmented=False,
-                progress=lambda f, text, i=restart: progress((i + f) / RESTARTS, text),
-            )
-            with torch.no_grad():
-                score = loss(module(validation.images / 255), validation.targets).item()
+
+        def restart(index: int, progress: Progress) -> Network:
+            return self.one_student(model, lowering, {}, pool, index, progress)
+
+        return self.best(restart, validation, progress)
+
+    def integer(self, model: str, preset: Preset, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
+        """Students of the preset's real lowering, fine-tuned behind quantisers on what they answer themselves."""
+
+        def restart(index: int, progress: Progress) -> Network:
+            return self.one_integer(model, preset, pool, index, progress)
+
+        return self.best(restart, validation, progress)
+
+    def one_integer(self, model: str, preset: Preset, pool: Labelled, restart: int, progress: Progress) -> Network:
+        student = self.one_student(
+            model, preset.real, preset.architecture, pool, restart, lambda f, text: progress(0.7 * f, text)
+        )
+        logits = np.concatenate([student.forward(part.numpy() / 255) for part in pool.images.split(BATCH)])
+        return fine_tune(
+            student,
+            preset.bits,
+            (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
+            _loss(self.task),
+            seed=self.seed * 1000 + restart,
+            images=int(QUANTISED_IMAGES * self.budget),
+            progress=lambda f, text: progress(0.7 + 0.3 * f, text),
+        )
+
+    def one_student(
+        self,
+        model: str,
+        lowering: str,
+        options: dict[str, Any],
+        pool: Labelled,
+        restart: int,
+        progress: Progress,
+    ) -> Network:
+        """options: further arguments of the model's class."""
+        architecture = ARCHITECTURES[base(model)]
+        module = self.fit(
+            lambda: architecture.build(self.task.input_shape, self.task.outputs, lowering, **options),
+            pool,
+            images=architecture.images,
+            rate=architecture.rate,
+            decay=0.5,
+            use=200 + restart,
+            augmented=False,
+            progress=progress,
+        )
+        task = self.task
+        return Network(model, task.name, lowering, task.input_shape, task.outputs, module.export())
+
+    def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
+        """Of RESTARTS networks, the one with the lowest loss on the validation images."""
+        loss, best = _loss(self.task), (np.inf, None)
+        for index in range(RESTARTS):
+            network = make(index, lambda f, text, i=index: progress((i + f) / RESTARTS, text))
+            logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
+            score = loss(logits, validation.targets.double()).item()
             if score < best[0]:
-                best = score, module
-        layers = best[1].export()
-        return Network(model, self.task.name, lowering, self.task.input_shape, self.task.outputs, layers)
+                best = score, network
+        assert best[1] is not None
+        return best[1]
 
     def fit(
         self,
@@ -238,25 +290,6 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     return dataclasses.replace(network, layers=layers), tau
 
 
-def _integer(model: str, recipe: Recipe, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
-    from models.quantised import IMAGES, train_integer  # brevitas, which is slow to import
-
-    task = recipe.task
-    return train_integer(
-        (pool.images.numpy(), pool.targets.numpy()),
-        (validation.images.numpy(), validation.targets.numpy()),
-        model=model,
-        task=task.name,
-        kind=task.kind,
-        input_shape=task.input_shape,
-        outputs=task.outputs,
-        hidden=fcnn.HIDDEN,
-        seed=recipe.seed,
-        progress=progress,
-        images=int(IMAGES * recipe.budget),
-    )
-
-
 def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:
     """The network with its provenance: what a person needs to make it again, and how good it was."""
     provenance = {
@@ -266,7 +299,7 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
         "teachers": TEACHERS,
         "restarts": RESTARTS,
         "teacher_images": TEACHER_IMAGES,
-        "images": ARCHITECTURES[network.model].images,
+        "images": ARCHITECTURES[base(network.model)].images,
         "selection": "lowest loss on the validation split and augmented views of it",
         "logit_adjustment": round(adjustment, 2),
         "validation": evaluate(network, dataset.val, task.kind),

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from models.network import Network
 
 # Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
+# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL.
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
+    "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
+    "fcnn@balanced": "with 32 hidden units on pooled images; this is what fcnn means for integers",
+    "fcnn@accurate": "with 64 hidden units on whole images",
+    "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
     "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
     "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
 }
-INTEGER = ("fcnn",)  # the models that have an integer lowering too
+INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
+LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -42,14 +48,13 @@ def network(
     dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
     Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
     """
-    from models import NetworkError
     from models.network import Network
 
     stem = _find(model, task, lowering)
     if stem is not None:
         return Network.load(stem)
-    if lowering not in lowerings(model):
-        raise NetworkError(f"{model} has no {lowering} lowering, only {', '.join(lowerings(model))}")
+    if lowering != "integer":
+        model = base(model)
     trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
     return trained[lowering]
 
@@ -62,24 +67,29 @@ def train(
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Network]:
-    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped."""
+    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped.
+
+    Of a preset, the integer lowering alone.
+    """
     _check(model)
     from models.train import train  # torch, which is slow to import
 
-    networks = train(model, task, dataset, lowerings(model), seed=seed, progress=progress)
+    what = ("integer",) if "@" in model else LOWERINGS
+
+    networks = train(model, task, dataset, what, seed=seed, progress=progress)
     for lowering, trained in networks.items():
         _store(trained, _stem(_cache(), model, task, lowering))
     return networks
 
 
+def base(model: str) -> str:
+    """The model without its preset."""
+    return model.partition("@")[0]
+
+
 def is_trained(model: str, task: Task) -> bool:
     """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
-    return all(_find(model, task, lowering) is not None for lowering in lowerings(model))
-
-
-def lowerings(model: str) -> tuple[str, ...]:
-    """The lowerings that a model has."""
-    return ("float", "polynomial", "integer") if model in INTEGER else ("float", "polynomial")
+    return all(_find(model, task, lowering) is not None for lowering in LOWERINGS)
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:
@@ -98,6 +108,7 @@ def _cache() -> Path:
 
 
 def _stem(folder: Path, model: str, task: Task, lowering: str) -> Path:
+    model = INTEGER_NETWORK.get(model, model) if lowering == "integer" else base(model)
     return folder / model / f"{task.name}.{lowering}"
 
 

@@ -1,6 +1,21 @@
-"""TFHE on Concrete ML: the quantised network, one programmable bootstrapping (PBS) for each activation."""
+"""TFHE on Concrete: the quantised network, one programmable bootstrapping (PBS) for each activation.
 
-from backends.tfhe.owner import Owner
-from backends.tfhe.parties import Client, Server
+The variant ``naive`` is Concrete ML's own way from a float network.
+"""
 
-__all__ = ["Client", "Owner", "Server"]
+from __future__ import annotations
+
+from functools import partial
+
+from backends.tfhe import parties
+from backends.tfhe.naive import NaiveClient, NaiveOwner
+from backends.tfhe.owner import Owner as DefaultOwner
+from backends.variants import VariantOwner, VariantParty
+
+VARIANTS = {
+    "": (DefaultOwner, parties.Client, parties.Server),
+    "naive": (NaiveOwner, NaiveClient, parties.Server),
+}
+Owner = partial(VariantOwner, VARIANTS)
+Client = partial(VariantParty, VARIANTS, 1)
+Server = partial(VariantParty, VARIANTS, 2)

@@ -1,76 +1,111 @@
-"""The owner: quantised network → brevitas module → compiled circuit → the two deployment archives."""
+"""The owner: quantised network → integer circuit → compiled circuit → the two deployment archives."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backends.api import BackendError, Job, Prepared
-from backends.tfhe import security
+from backends.tfhe import circuit, security
+from backends.tfhe.circuit import Ends, Plan, Width
 from backends.tfhe.frame import IDENTITY_BYTES
 from backends.tfhe.library import temporaries_in
-from models.network import Conv2d, Linear, Network, Quantise
+from models.network import AvgPool2d, Network
 
-# The chance that one PBS reads a neighbour of its accumulator (the optimiser's bound, at its noise estimate).
-# An activation has 2^bits levels for 2^(accumulator bits - 1) values, so most neighbours give the same level: one
-# PBS in some hundreds changes a level, which moves a logit by one small weight and almost never a prediction.
-# A bound of 2^-40 costs about seven times more for the same predictions.
-P_ERROR = 0.01
-
-ROUNDED_BITS = 6  # wider accumulators are rounded to so many bits before the PBS, exactly: one more PBS a dropped bit
-WIDEST_BITS = 10  # before rounding
 CALIBRATION_IMAGES = 500
-OFFLINE_BATCH = 4  # TFHE packs no images; a larger request only saves round trips
-
+OFFLINE_BATCH = 8  # images in one run of the circuit: they share its fixed cost, the keys' way into the Fourier domain
 SETTINGS = "settings.json"  # added to both archives
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a circuit is compiled; a preset or `Job.options` changes these.
+
+    p_error: the chance that one PBS reads a neighbour of its accumulator (the optimiser's bound, at its noise
+        estimate). Rounded accumulators are noisy anyway, and 0.01 costs 3 % more than 0.05.
+    exactness: of the rounding, ``approximate`` (free) or ``exact`` (one more PBS for each dropped bit).
+    widest_bits: that a PBS may read; cost, keys and key generation double with each bit.
+    glwe_dimensions: that the optimiser may choose. Its cost model leaves out that Concrete transforms the bootstrap
+        key anew in each run; a small dimension makes a small key, and these networks have few bootstraps.
+    """
+
+    p_error: float = 0.01
+    exactness: str = "approximate"
+    widest_bits: int = 7
+    glwe_dimensions: tuple[int, ...] = (1,)
+
+
+# By the preset in the name of the model. Sadhana and Senthilkumar publish accumulators of up to 16 bits, not rounded.
+PRESETS: dict[str, dict[str, Any]] = {
+    "accurate": {"p_error": 0.05},  # of accumulators of 6 bits, where a neighbour is half as far as among 5
+    "sadhana2025": {"widest_bits": 16, "glwe_dimensions": ()},
+}
+
+
+def options(job: Job) -> Options:
+    """Raises BackendError for an unknown option."""
+    preset = PRESETS.get(job.network.model.partition("@")[2], {})
+    try:
+        chosen = replace(Options(), **(preset | job.options))
+    except TypeError as error:
+        raise BackendError(f"unknown option of tfhe: {error}; there are {', '.join(asdict(Options()))}") from error
+    return replace(chosen, glwe_dimensions=tuple(chosen.glwe_dimensions))
 
 
 class Owner:
     def prepare(self, job: Job) -> Prepared:
         """Compiles the network. Raises BackendError, InsecureError."""
-        bits = _check(job)
-        images = _calibration(job.calibration)
-        with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
-            module = _compile(job, images)
-            client, server = _archives(module, Path(folder) / "deployment")
-            circuit = module.fhe_circuit
-            specs = json.loads(circuit.client.specs.serialize())
-            operations = _operations(circuit)
-            parameters = _parameters(circuit, specs, job.threads) | {"accumulator_bits": bits}
+        chosen, plan, widths = _plan(job)
         batch = OFFLINE_BATCH if job.scenario == "offline" else 1
-        settings = {
-            "identity": hashlib.sha256(server).digest()[:IDENTITY_BYTES].hex(),
-            "batch": batch,
-            "input_shape": list(job.network.input_shape),
-        }
+        with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
+            compiled = _compile(plan, widths, job, chosen, batch)
+            specs = json.loads(compiled.client.specs.serialize())
+            client, server = _archives(compiled, Path(folder))
+            counts = operations(compiled)
+            used = parameters(compiled, specs, job.threads) | _choices(job.network, plan, widths, chosen)
+        settings = {"identity": hashlib.sha256(server).digest()[:IDENTITY_BYTES].hex(), "batch": batch}
+        ends = {"input_shape": job.network.input_shape, "ends": Ends.of(plan).describe()}
         return Prepared(
-            client=_with_settings(client, settings),
-            server=_with_settings(server, settings),
+            client=with_settings(client, settings | ends),
+            server=with_settings(server, settings),
             batch=batch,
-            parameters=parameters,
-            security=security.tfhe(_samples(specs)),
-            operations=operations,
-            notes={
-                "key_decompression": "in the first infer: Concrete decompresses the keys when it first uses them",
-                "offline": "images of a request are computed one after another; TFHE does not pack them",
-            },
+            parameters=used,
+            security=security.tfhe(samples(specs)),
+            operations=counts,
+            notes={"key_decompression": "in the first infer: Concrete decompresses the keys when it first uses them"},
         )
+
+    def explain(self, job: Job) -> dict[str, Any]:
+        """What compiling tells of the cost, without keys. Raises BackendError, InsecureError."""
+        chosen, plan, widths = _plan(job)
+        with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
+            compiled = _compile(plan, widths, job, chosen, 1)
+            specs = json.loads(compiled.client.specs.serialize())
+            return {
+                "parameters": parameters(compiled, specs, job.threads) | _choices(job.network, plan, widths, chosen),
+                "security": security.tfhe(samples(specs)),
+                "operations": operations(compiled),
+                "bytes": {
+                    "bootstrap_keys": compiled.size_of_bootstrap_keys,
+                    "keyswitch_keys": compiled.size_of_keyswitch_keys,
+                },
+            }
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _check(job: Job) -> list[int]:
-    """Bits of the accumulators of each linear layer over the calibration images. Raises BackendError."""
-    network = job.network
+def _plan(job: Job) -> tuple[Options, Plan, list[Width]]:
+    network, chosen = job.network, options(job)
     if network.lowering != "integer":
         raise BackendError(
             f"TFHE computes on integers, and this network is lowered to {network.lowering!r}: "
@@ -80,88 +115,72 @@ def _check(job: Job) -> list[int]:
         raise BackendError("this backend does not encrypt the model: use --model-privacy plain")
     if len(job.calibration) == 0:
         raise BackendError("compiling needs calibration images: pass some of the training split")
-    bits = accumulator_bits(network, _calibration(job.calibration))
-    widest = max(bits[:-1], default=0)  # the last layer is decrypted, not bootstrapped
-    if widest > WIDEST_BITS:
-        raise BackendError(
-            f"accumulators of {widest} bits feed a programmable bootstrapping, whose cost and keys about double with "
-            f"each bit (minutes of key generation, gigabytes of keys); at most {WIDEST_BITS} are rounded to "
-            f"{ROUNDED_BITS} here: train the network with narrower weights, activations or fewer inputs a neuron"
-        )
-    return bits
+    plan = circuit.plan(network)
+    widths = circuit.widths(plan, calibration(job.calibration))
+    _require_narrow(widths[:-1], chosen.widest_bits)  # the last layer is decrypted, not bootstrapped
+    return chosen, plan, widths
 
 
-def accumulator_bits(network: Network, images: np.ndarray) -> list[int]:
-    """Bits that hold every accumulator of each linear layer over these images.
-
-    Without the bias, which concrete-ml adds inside the PBS's table, or, for the last layer, after decryption.
-    """
-    x, scale, bits = np.asarray(images, np.float64), None, []
-    for layer in network.layers:
-        if isinstance(layer, Quantise):
-            scale = layer.scale
-        elif isinstance(layer, Linear | Conv2d):
-            if scale is None or layer.weight_scale is None:
-                raise BackendError(f"the {layer.type} layer has no integer input or weights: train the network again")
-            without_bias = dataclasses.replace(layer, bias=np.zeros_like(layer.bias))
-            units = np.round(without_bias(x) / (scale * layer.weight_scale))
-            bits.append(_signed_bits(int(units.min()), int(units.max())))
-            scale = None  # until it is quantised again
-        x = layer(x)
-    return bits
+def _require_narrow(widths: Sequence[Width], widest: int) -> None:
+    for width in widths:
+        if width.reach > 1:
+            raise BackendError(
+                f"a rounded accumulator leaves its range by a factor {width.reach:.2f} on the calibration images, where "
+                "the bootstrapping reads the wrong entry of its table: train the integer lowering again"
+            )
+        if width.read_bits > widest:
+            raise BackendError(
+                f"{width.elements} programmable bootstraps would read accumulators of {width.read_bits} bits, and this "
+                f"backend stops at {widest}: from 6 bits on, time, memory and keys about double with each bit, so an "
+                f"image would take about {2 ** (width.read_bits - 5)} times as long as rounded to 5 bits (at 11 bits, key "
+                "generation alone takes minutes and 5.5 GB). Train the network with rounded accumulators, or with "
+                "narrower weights and inputs"
+            )
 
 
-def _signed_bits(low: int, high: int) -> int:
-    return 1 + max(max(value, ~value).bit_length() for value in (low, high))
-
-
-def _calibration(images: np.ndarray) -> np.ndarray:
-    """Some of the images, evenly spaced: the circuit is sized for the values that they produce.
-
-    A width is a power of two and training keeps a margin (`models.quantised.MARGIN`), so there is room above them.
-    """
+def calibration(images: np.ndarray) -> np.ndarray:
+    """Some of the images, evenly spaced: unrounded accumulators are sized for the values that they produce."""
     return np.asarray(images[:: -(-len(images) // CALIBRATION_IMAGES)], np.float32)
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------------
 
 
-def _compile(job: Job, images: np.ndarray) -> Any:
-    """concrete-ml's QuantizedModule, compiled."""
-    from concrete.fhe import Configuration, ParameterSelectionStrategy
-    from concrete.ml.torch.compile import compile_brevitas_qat_model
+def _compile(plan: Plan, widths: Sequence[Width], job: Job, chosen: Options, batch: int) -> Any:
+    """The `concrete.fhe.Circuit` of a batch of images."""
+    from concrete import fhe
+    from mlir._mlir_libs._concretelang._compiler import RangeRestriction
 
-    from models.quantised import to_torch
-
-    configuration = Configuration(
-        parameter_selection_strategy=ParameterSelectionStrategy.MULTI,
+    restriction = RangeRestriction()
+    for dimension in chosen.glwe_dimensions:
+        restriction.add_available_glwe_dimension(dimension)
+    configuration = fhe.Configuration(
+        parameter_selection_strategy=fhe.ParameterSelectionStrategy.MULTI,
+        range_restriction=restriction if chosen.glwe_dimensions else None,
+        p_error=chosen.p_error,
         compress_evaluation_keys=True,
         compress_input_ciphertexts=True,
         loop_parallelize=job.threads > 1,
     )
+    integers = plan.quantise(calibration(job.calibration))
+    evaluate = circuit.function(plan, widths, getattr(fhe.Exactness, chosen.exactness.upper()))
+    requests = [np.resize(integers[i:], (batch, *integers.shape[1:])) for i in range(0, len(integers), batch)]
     try:
-        return compile_brevitas_qat_model(
-            to_torch(job.network),
-            images,
-            configuration=configuration,
-            rounding_threshold_bits={"n_bits": ROUNDED_BITS, "method": "EXACT"},
-            p_error=P_ERROR,
-        )
+        return fhe.Compiler(evaluate, {"x": "encrypted"}).compile(requests, configuration)
     except RuntimeError as error:
         raise BackendError(
-            f"Concrete cannot compile this network: {error}; train it with narrower weights or activations"
+            f"Concrete cannot compile this network: {error}; train it with fewer bits, or allow other parameters"
         ) from error
 
 
-def _archives(module: Any, folder: Path) -> tuple[bytes, bytes]:
-    from concrete.ml.deployment import FHEModelDev
-
+def _archives(compiled: Any, folder: Path) -> tuple[bytes, bytes]:
     # The compiled library itself, not its MLIR source: the server shall run, not compile.
-    FHEModelDev(str(folder), module).save(via_mlir=False)
+    compiled.client.save(folder / "client.zip")
+    compiled.server.save(folder / "server.zip", via_mlir=False)
     return (folder / "client.zip").read_bytes(), (folder / "server.zip").read_bytes()
 
 
-def _with_settings(archive: bytes, settings: dict[str, Any]) -> bytes:
+def with_settings(archive: bytes, settings: dict[str, Any]) -> bytes:
     buffer = io.BytesIO(archive)
     with zipfile.ZipFile(buffer, "a") as file:
         file.writestr(SETTINGS, json.dumps(settings))
@@ -171,14 +190,12 @@ def _with_settings(archive: bytes, settings: dict[str, Any]) -> bytes:
 # -- what was compiled -------------------------------------------------------------------------------------------------
 
 
-def _parameters(circuit: Any, specs: dict[str, Any], threads: int) -> dict[str, Any]:
+def parameters(compiled: Any, specs: dict[str, Any], threads: int) -> dict[str, Any]:
     keyset = specs["keyset"]
     return {
-        "p_error": P_ERROR,
-        "p_error_achieved": circuit.p_error,
-        "global_p_error": circuit.global_p_error,
-        "rounding": f"exact, to {ROUNDED_BITS} bits",
-        "maximum_bits": circuit.graph.maximum_integer_bit_width(),
+        "p_error_achieved": compiled.p_error,
+        "global_p_error": compiled.global_p_error,
+        "maximum_bits": compiled.graph.maximum_integer_bit_width(),
         "lwe_dimensions": [key["params"]["lweDimension"] for key in keyset["lweSecretKeys"]],
         "bootstrap_keys": [
             {
@@ -201,37 +218,46 @@ def _parameters(circuit: Any, specs: dict[str, Any], threads: int) -> dict[str, 
             }
             for p in (key["params"] for key in keyset["lweKeyswitchKeys"])
         ],
-        "complexity": circuit.complexity,
+        "complexity": compiled.complexity,
         "compressed": ["evaluation keys", "request"],
         "threads": threads,
     }
 
 
-def _samples(specs: dict[str, Any]) -> list[security.Sample]:
+def _choices(network: Network, plan: Plan, widths: Sequence[Width], chosen: Options) -> dict[str, Any]:
+    pooling = [layer.kernel for layer in plan.before if isinstance(layer, AvgPool2d)]
+    return asdict(chosen) | {
+        "accumulator_bits": [width.bits for width in widths],
+        "bootstrap_bits": [width.read_bits for width in widths[:-1]],
+        "rounding": [f"{a.rounding.bits} bits" if a.rounding else "none" for a in plan.affines[:-1]],
+        "client_pooling": pooling[0] if pooling else 1,
+        "encrypted_inputs": int(np.prod(plan.quantise(np.zeros((1, *network.input_shape))).shape)),
+    }
+
+
+def samples(specs: dict[str, Any]) -> list[security.Sample]:
     """Every kind of encryption that leaves the client."""
     keyset = specs["keyset"]
-    samples = []
+    found = []
     for index, key in enumerate(keyset["lweBootstrapKeys"]):
         p = key["params"]
-        samples.append(
-            security.Sample(f"bootstrap key {index}", p["glweDimension"] * p["polynomialSize"], p["variance"])
-        )
+        found.append(security.Sample(f"bootstrap key {index}", p["glweDimension"] * p["polynomialSize"], p["variance"]))
     for index, key in enumerate(keyset["lweKeyswitchKeys"]):
         p = key["params"]
-        samples.append(security.Sample(f"keyswitch key {index}", p["outputLweDimension"], p["variance"]))
+        found.append(security.Sample(f"keyswitch key {index}", p["outputLweDimension"], p["variance"]))
     for index, value in enumerate(specs["circuits"][0]["inputs"]):
         p = value["typeInfo"]["lweCiphertext"]["encryption"]
-        samples.append(security.Sample(f"request {index}", p["lweDimension"], p["variance"]))
-    return samples
+        found.append(security.Sample(f"request {index}", p["lweDimension"], p["variance"]))
+    return found
 
 
-def _operations(circuit: Any) -> dict[str, int]:
+def operations(compiled: Any) -> dict[str, int]:
     counts = {
-        "programmable_bootstrap": circuit.programmable_bootstrap_count,
-        "key_switch": circuit.key_switch_count,
-        "clear_multiplication": circuit.clear_multiplication_count,
-        "clear_addition": circuit.clear_addition_count,
-        "encrypted_addition": circuit.encrypted_addition_count,
-        "encrypted_negation": circuit.encrypted_negation_count,
+        "programmable_bootstrap": compiled.programmable_bootstrap_count,
+        "key_switch": compiled.key_switch_count,
+        "clear_multiplication": compiled.clear_multiplication_count,
+        "clear_addition": compiled.clear_addition_count,
+        "encrypted_addition": compiled.encrypted_addition_count,
+        "encrypted_negation": compiled.encrypted_negation_count,
     }
     return {name: count for name, count in counts.items() if count}

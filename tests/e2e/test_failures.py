@@ -73,7 +73,7 @@ def test_report_has_a_row_for_every_trial(faults: Path) -> None:
     with (faults / "results.csv").open() as file:
         rows = {row["backend"]: row for row in csv.DictReader(file)}
     assert {backend: row["status"] for backend, row in rows.items()} == {b: status for b, (status, _) in FAULTS.items()}
-    assert "SIGSEGV" in (faults / "report.html").read_text()
+    assert "SIGSEGV" in (faults / "results.md").read_text()
 
 
 def test_memory_limit(bench: CommandLine, tmp_path: Path) -> None:
