@@ -296,21 +296,10 @@ def _progress(total: int) -> Iterator[Report]:
         yield update
 
 
-def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None) -> None:
+def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> None:
     from bench import report
 
-    with _record_errors():
-        print(*report.write(folder, bandwidth_bit_per_s), sep="\n")
-
-
-@contextmanager
-def _record_errors() -> Iterator[None]:
-    from bench.record import RecordError
-
-    try:
-        yield
-    except RecordError as error:
-        _fail(str(error), FAILED)
+    print(*report.write(folder, bandwidth_bit_per_s, across_machines), sep="\n")
 
 
 def _table() -> Table:
@@ -407,9 +396,12 @@ def report(
     run_folder: RunFolder,
     bandwidth: Bandwidth = None,
     figures: Annotated[bool, typer.Option("--figures", help="SVG and PDF figures for papers too.")] = False,
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Rank costs of different machines, as if they were one.")
+    ] = False,
 ) -> None:
     """Make report.html and results (CSV, Parquet, Markdown) again from the records of a run."""
-    _write_report(run_folder, _bandwidth(bandwidth))
+    _write_report(run_folder, _bandwidth(bandwidth), across_machines)
     if figures:
         from bench.report import write_figures
 
@@ -428,8 +420,7 @@ def show(
 
     from bench.report import read, terminal
 
-    with _record_errors():
-        run = read(run_folder)
+    run = read(run_folder)
     console = Console(width=None if sys.stdout.isatty() else 160)
     if trial is None:
         terminal.show_run(run, console)
@@ -453,8 +444,7 @@ def export(
 
     if to not in exports.FORMATS:
         _fail(f"cannot export to {to!r}: choose from {', '.join(exports.FORMATS)}", USAGE)
-    with _record_errors():
-        run = read(run_folder)
+    run = read(run_folder)
     path = out or run_folder / f"{to}.json"
     try:
         path.write_text(exports.FORMATS[to](run), "utf-8")
@@ -468,8 +458,7 @@ def claims(run_folder: RunFolder) -> None:
     """Print published figures beside those of a run, as Markdown."""
     from bench.report import markdown, read
 
-    with _record_errors():
-        print(markdown.claims_page(read(run_folder).trials), end="")
+    print(markdown.claims_page(read(run_folder).trials), end="")
 
 
 @app.command()
@@ -483,13 +472,10 @@ def schema() -> None:
 @app.command()
 def check(run_folder: RunFolder) -> None:
     """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
-    from bench.record import Record, RecordError, records_in
+    from bench.record import Record, records_in
     from bench.report import check as checks
 
-    try:
-        records = [Record.load(path) for path in records_in(run_folder)]
-    except RecordError as error:
-        _fail(str(error), FAILED)
+    records = [Record.load(path) for path in records_in(run_folder)]
     if not any(record.stages for record in records):
         _fail(f"nothing was measured in {run_folder}", FAILED)
     sys.exit(OK if checks.show(records) else FAILED)
@@ -505,15 +491,12 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Compare runs of different machines.")] = False,
 ) -> None:
     """Compare two runs trial by trial. Exit code 3 if a figure of --fail-if grew too much or a trial is ok no more."""
-    from bench.record import RecordError
     from bench.report import compare as comparing
 
     try:
         result = comparing.compare(first, second, comparing.limits(fail_if or []), force)
     except comparing.CompareError as error:
         _fail(str(error), USAGE)
-    except RecordError as error:
-        _fail(str(error), FAILED)
     comparing.show(result)
     sys.exit(REGRESSION if fail_if and (result.regressions or result.broken) else OK)
 

@@ -26,12 +26,13 @@ class Files(NamedTuple):
     html: Path
 
 
-def write(run: Path, bandwidth_bit_per_s: float | None = None) -> Files:
+def write(run: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> Files:
     """Writes all of `Files` into the folder `run`; see `bench.report.reading.read` for what it reads and raises.
 
     bandwidth_bit_per_s: of a network to be assumed, instead of the run file's.
+    across_machines: compare figures of different machines, which else stand apart.
     """
-    found = read(run, bandwidth_bit_per_s)
+    found = read(run, bandwidth_bit_per_s, across_machines)
     files = Files(run / "results.csv", run / "results.parquet", run / "results.md", run / "report.html")
     table = frame(found.figures)
     replace(files.csv, table.to_csv(index=False, lineterminator="\n").encode())

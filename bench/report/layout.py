@@ -135,20 +135,22 @@ TABLES = {
 }
 
 
-def trials_of(records: list[Record], figures: list[dict[str, Any]]) -> list[Trial]:
+def trials_of(records: list[Record], figures: list[dict[str, Any]], across_machines: bool = False) -> list[Trial]:
     """The rows of `bench.report.table.row` with what a report needs beside them.
 
     encrypted (bool); host: short name of the machine; telling (bool): whether there are enough images for an accuracy
     (`FEW`); counts of operations, each with the prefix `OPERATION`.
+    across_machines: host is the same for all, so that all are compared.
     """
-    hosts = {_host(record.machine) for record in records if record.machine}
+    hosts = {host(record.machine) for record in records if record.machine}
+    several = f"{len(hosts)} machines" if across_machines and len(hosts) > 1 else ""
     only = hosts.pop() if len(hosts) == 1 else "unknown machine"  # a trial that did not start may not name its machine
     most: dict[str, int] = defaultdict(int)
     for figure in figures:
         most[figure["task"]] = max(most[figure["task"]], figure.get("images", 0))
     return [
         figure
-        | {"encrypted": record.security is not None, "host": _host(record.machine) or only}
+        | {"encrypted": record.security is not None, "host": several or host(record.machine) or only}
         | {"telling": figure.get("images", 0) >= FEW * most[figure["task"]]}
         | {OPERATION + name: count for name, count in record.operations.items()}
         for figure, record in zip(figures, records, strict=True)
@@ -207,7 +209,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _host(machine: dict[str, Any]) -> str:
+def host(machine: dict[str, Any]) -> str:
     """A short name that tells machines apart; not the load, which differs between trials of one machine."""
     parts = [machine.get("cpu", ""), machine.get("host", "")[:6]]
     return " ".join(part for part in parts if part)

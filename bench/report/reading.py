@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.record import Record, RecordError, records_in
 from bench.report.check import warnings
-from bench.report.layout import CLEAR, Trial, trials_of
+from bench.report.layout import CLEAR, Trial, host, trials_of
 from bench.report.table import row
 
 
@@ -32,16 +32,25 @@ class Run:
         return str(self.about.get("suite") or self.name)
 
 
-def read(folder: Path, bandwidth_bit_per_s: float | None = None) -> Run:
+def read(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> Run:
     """Reads ``records/*.json`` and the optional ``run.json``. Raises RecordError without a record, or for a damaged one."""
     records = [Record.load(path) for path in records_in(folder)]
     if not records:
         raise RecordError(f"no records in {folder / 'records'}: run `python -m bench run --out {folder}` first")
     records.sort(key=_order)
     about = _run_file(folder / "run.json")
-    about["notes"] = [*map(str, about.get("notes") or ()), *warnings(records)]
+    about["notes"] = [*map(str, about.get("notes") or ()), *_machines(records, across_machines), *warnings(records)]
     figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
-    return Run(folder.resolve().name, records, figures, trials_of(records, figures), about)
+    return Run(folder.resolve().name, records, figures, trials_of(records, figures, across_machines), about)
+
+
+def _machines(records: list[Record], compared: bool) -> list[str]:
+    count = len({host(record.machine) for record in records if record.machine})
+    if count < 2:
+        return []
+    if compared:
+        return [f"Figures of {count} machines are compared as if they were of one: differences may be the machines'."]
+    return [f"The trials ran on {count} machines; costs are ranked within each of them only."]
 
 
 def _order(record: Record) -> tuple[object, ...]:

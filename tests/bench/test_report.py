@@ -365,6 +365,20 @@ def test_verdict_never_compares_different_threads():
     assert verdict([trial("a", 1, 1, 1, threads=1), trial("b", 1, 1, 1, threads=2)])[0].startswith("No two encrypted")
 
 
+def test_costs_of_different_machines_are_ranked_only_if_asked_for(tmp_path):
+    for backend, host in (("ckks", "a"), ("openfhe", "b")):
+        made = record(backend)
+        msgspec.structs.replace(made, machine=made.machine | {"host": host}).save(tmp_path / "records")
+
+    def page(**options):
+        return report.write(tmp_path, **options).html.read_text("utf-8")
+
+    assert "Fastest on the server" not in page()
+    assert "The trials ran on 2 machines; costs are ranked within each of them only." in page()
+    assert "Fastest on the server" in page(across_machines=True)
+    assert "Figures of 2 machines are compared as if they were of one" in page(across_machines=True)
+
+
 def test_trials_that_differ_in_threads_or_seed_have_different_names(tmp_path):
     for threads, seed in [(1, 0), (2, 0), (1, 1)]:
         record(threads=threads, seed=seed).save(tmp_path / "records")
