@@ -127,8 +127,25 @@ def test_damaged_files_are_refused(tmp_path, damage):
 
 
 def test_all_lowerings_of_three_tasks_are_shipped():
-    found = {path.name.removesuffix(".json") for path in SHIPPED if path.parent.name == "fcnn"}
-    assert found == {f"{t}.{low}" for t in ("breastmnist", "pneumoniamnist", "digits") for low in LOWERINGS}
+    found = {f"{path.parent.name}/{path.name.removesuffix('.json')}" for path in SHIPPED}
+    presets = [model for model in zoo.MODELS if model.startswith("fcnn@") and model != "fcnn@sadhana2025"]
+    for task in ("breastmnist", "pneumoniamnist", "digits"):
+        assert {f"fcnn/{task}.float", f"fcnn/{task}.polynomial"} < found
+        assert {f"{preset}/{task}.integer" for preset in presets} < found
+
+
+def test_a_preset_has_an_integer_network_of_its_own_and_shares_the_others():
+    task = tasks.task("breastmnist")
+    assert zoo.network("fcnn@fast", task, "float").sha256 == zoo.network("fcnn", task, "float").sha256
+    assert zoo.network("fcnn", task, "integer").model == "fcnn@balanced"
+    assert zoo.network("fcnn@fast", task, "integer").model == "fcnn@fast"
+    assert set(zoo.INTEGER_NETWORK.values()) <= set(zoo.MODELS)
+
+
+def test_every_integer_network_has_a_preset():
+    from models.presets import PRESETS
+
+    assert {zoo.INTEGER_NETWORK.get(model, model) for model in zoo.MODELS} == set(PRESETS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
