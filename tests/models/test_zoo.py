@@ -59,13 +59,6 @@ def test_shipped_weights_come_before_the_cache(unshipped):
     assert zoo.network("fcnn", task, "float").provenance == {"seed": 1}
 
 
-def test_a_lowering_that_a_model_lacks_is_named(unshipped, monkeypatch):
-    monkeypatch.setattr(zoo, "INTEGER", ())
-    with pytest.raises(NetworkError, match="fcnn has no integer lowering, only float, polynomial"):
-        zoo.network("fcnn", tasks.task("digits"), "integer")
-    assert not unshipped
-
-
 def test_half_a_network_is_none(unshipped):
     task = tasks.task("digits")
     zoo.network("fcnn", task, "float")
