@@ -100,6 +100,6 @@ def test_penalty_is_of_inputs_beyond_the_range():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_digits_are_read(model, digits):
-    for lowering in zoo.LOWERINGS:
+    for lowering in ("float", "polynomial"):
         network = zoo.network(model, digits.task, lowering)
         assert train.evaluate(network, digits.val, digits.task.kind)["accuracy"] > 0.95

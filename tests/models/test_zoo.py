@@ -59,13 +59,6 @@ def test_shipped_weights_come_before_the_cache(unshipped):
     assert zoo.network("fcnn", task, "float").provenance == {"seed": 1}
 
 
-def test_a_lowering_that_a_model_lacks_is_named(unshipped, monkeypatch):
-    monkeypatch.setattr(zoo, "INTEGER", ())
-    with pytest.raises(NetworkError, match="fcnn has no integer lowering, only float, polynomial"):
-        zoo.network("fcnn", tasks.task("digits"), "integer")
-    assert not unshipped
-
-
 def test_half_a_network_is_none(unshipped):
     task = tasks.task("digits")
     zoo.network("fcnn", task, "float")
@@ -133,11 +126,29 @@ def test_damaged_files_are_refused(tmp_path, damage):
 # -- what is shipped ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", zoo.MODELS)
-def test_all_lowerings_of_three_tasks_are_shipped(model):
-    found = {path.name.removesuffix(".json") for path in SHIPPED if path.parent.name == model}
-    tasks_shipped = ("breastmnist", "pneumoniamnist", "digits")
-    assert found == {f"{task}.{lowering}" for task in tasks_shipped for lowering in zoo.lowerings(model)}
+def test_all_lowerings_of_three_tasks_are_shipped():
+    found = {f"{path.parent.name}/{path.name.removesuffix('.json')}" for path in SHIPPED}
+    presets = [model for model in zoo.MODELS if model.startswith("fcnn@") and model != "fcnn@sadhana2025"]
+    for task in ("breastmnist", "pneumoniamnist", "digits"):
+        real = {
+            f"{model}/{task}.{low}" for model in ("fcnn", "polycnn-s", "polycnn") for low in ("float", "polynomial")
+        }
+        assert real < found
+        assert {f"{preset}/{task}.integer" for preset in presets} < found
+
+
+def test_a_preset_has_an_integer_network_of_its_own_and_shares_the_others():
+    task = tasks.task("breastmnist")
+    assert zoo.network("fcnn@fast", task, "float").sha256 == zoo.network("fcnn", task, "float").sha256
+    assert zoo.network("fcnn", task, "integer").model == "fcnn@balanced"
+    assert zoo.network("fcnn@fast", task, "integer").model == "fcnn@fast"
+    assert set(zoo.INTEGER_NETWORK.values()) <= set(zoo.MODELS)
+
+
+def test_every_integer_network_has_a_preset():
+    from models.presets import PRESETS
+
+    assert {zoo.INTEGER_NETWORK.get(model, model) for model in zoo.MODELS} == set(PRESETS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
