@@ -37,8 +37,16 @@ class Role:
         self._value: Any = None
 
     def call(self, name: str, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], wire.Message]:
-        """The prepared call, so that only the backend's own work is timed; it returns a closure for the reply."""
-        return getattr(self, f"_{name}")(header, blobs)
+        """The prepared call, so that only the backend's own work is timed; it returns a closure for the reply.
+
+        Raises MessageError for an unknown operation or one whose arguments are missing or malformed.
+        """
+        if name not in OPERATIONS:
+            raise api.MessageError(f"unknown operation {name!r}")
+        try:
+            return getattr(self, f"_{name}")(header, blobs)
+        except (LookupError, TypeError, ValueError) as error:
+            raise api.MessageError(f"malformed arguments of {name}: {error or type(error).__name__}") from error
 
     # Each method unpacks its arguments first and returns the function to be timed. What that returns builds the reply.
 
@@ -69,36 +77,44 @@ class Role:
         return wire.Message({n: getattr(p, n) for n in names}, {"client": p.client, "server": p.server})
 
     def _load(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        return lambda: self._done(self._target.load(blobs["artifact"]))
+        artifact = blobs["artifact"]
+        return lambda: self._done(self._target.load(artifact))
 
     def _keygen(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        return lambda: wire.Message({}, self._target.keygen(header["seed"]))
+        seed = header["seed"]
+        return lambda: wire.Message({}, self._target.keygen(seed))
 
     def _load_keys(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         return lambda: self._done(self._target.load_keys(blobs))
 
     def _load_model(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        return lambda: self._done(self._target.load_model(blobs["model"]))
+        model = blobs["model"]
+        return lambda: self._done(self._target.load_model(model))
 
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         self._value, images = None, wire.array_from_bytes(blobs["images"])  # what is no longer needed is released here
         return lambda: self._keep(self._target.encrypt(images))
 
     def _infer(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        value = self._value
+        value = self._last()
         return lambda: self._keep(self._target.infer(value))
 
     def _serialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        value = self._value
+        value = self._last()
         return lambda: wire.Message({}, {"message": self._target.serialise(value)})
 
     def _deserialise(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        self._value = None
-        return lambda: self._keep(self._target.deserialise(blobs["message"]))
+        self._value, message = None, blobs["message"]
+        return lambda: self._keep(self._target.deserialise(message))
 
     def _decrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
-        value = self._value
+        value = self._last()
         return lambda: wire.Message({}, {"logits": wire.array_to_bytes(self._target.decrypt(value))})
+
+    def _last(self) -> Any:
+        if self._value is None:
+            raise api.MessageError("called out of order: there are no ciphertexts yet")
+        return self._value
 
     def _keep(self, value: Any) -> wire.Message:
         self._value = value
@@ -200,8 +216,19 @@ def _failure(error: BaseException) -> wire.Message:
     kinds = (api.InsecureError, api.MessageError, api.BackendError, MemoryError)
     kind = next((k.__name__ for k in kinds if isinstance(error, k)), type(error).__name__)
     if not isinstance(error, api.BackendError):
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log is on a full disk
+            traceback.print_exc()
     return wire.Message({"error": kind, "reason": str(error) or kind})
+
+
+def _next(connection: socket.socket) -> wire.Message | None:
+    """None at the end: the harness has closed, or sent what is no message, so that the next one cannot be found."""
+    try:
+        return wire.receive(connection)
+    except wire.WireError as error:
+        with contextlib.suppress(OSError):
+            wire.send(connection, _failure(api.MessageError(str(error))))
+        return None
 
 
 def main() -> None:
@@ -220,11 +247,9 @@ def main() -> None:
         return
     wire.send(connection, wire.Message({"ready": os.getpid()}))
     called = set[str]()
-    while (request := wire.receive(connection)) is not None:
+    while request := _next(connection):
         try:
-            operation = request.header.pop("operation", "")
-            if operation not in OPERATIONS:
-                raise api.BackendError(f"unknown operation {operation!r}")
+            operation = request.header.pop("operation", None)
             call = role.call(operation, request.header, request.blobs)
             reply = wire.encode(measured(call, first=operation not in called))
             called.add(operation)

@@ -7,8 +7,10 @@ the group ``fhe_medmnist_bench.backends`` names (``mylib = "mypackage.mybackend"
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -59,7 +61,8 @@ def _read(name: str, module: str, folder: Path) -> BackendInfo:
     return BackendInfo(name=name, module=module, folder=folder, **values)
 
 
-def backends() -> dict[str, BackendInfo]:
+@functools.cache
+def backends() -> Mapping[str, BackendInfo]:
     """All registered backends by name, in alphabetical order."""
     found = {
         p.parent.name: _read(p.parent.name, f"backends.{p.parent.name}", p.parent) for p in HERE.glob("*/backend.toml")

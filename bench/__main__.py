@@ -1,4 +1,9 @@
-from bench.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from bench.cli import main
+
+        main()
+    except KeyboardInterrupt:  # while its modules were loaded
+        sys.exit(130)

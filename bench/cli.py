@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench``. Slow imports (pandas, plotly, torch) happen where they are used."""
+"""The command line: ``python -m bench``. Slow imports (pandas, matplotlib, torch) happen where they are used."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import os
 import re
 import shlex
 import sys
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime, timezone
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from backends.registry import UnknownBackend, backends, resolve
+from bench.files import RunError
 from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.table import Table
+
+    from bench.cluster import Cluster
     from bench.record import Record, Trial
-    from bench.runner import Subject
-    from models.tasks import Dataset
+    from bench.trials import Options
 
     Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
 
 OK, FAILED, USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="bench",
@@ -53,7 +56,7 @@ def main() -> None:
         app()
     except (UnknownBackend, zoo.UnknownModel) as error:
         _fail(error.args[0], USAGE)
-    except (tasks.DataError, NetworkError) as error:
+    except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
@@ -116,11 +119,18 @@ def run(
         str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
     ] = "quick",
     bandwidth: Bandwidth = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
+    ] = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
 ) -> None:
-    """Run trials and write records, results.csv and report.html."""
+    """Run trials and write records, report.html and results (CSV, Parquet, Markdown)."""
+    from rich.console import Console
+
     from bench import suite as suites
+    from bench.files import writer_of
+    from bench.trials import Options
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
@@ -142,23 +152,30 @@ def run(
         _fail(str(error), USAGE)
     trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
-    try:
-        _start(folder, suite, notes, bandwidth_bit_per_s)
-    except OSError as error:
-        _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", USAGE)
-    for note in notes:
-        print(note)
-    try:
-        records = _run_all(trials, folder, data_dir, int(memory_limit * 2**30))
-        _write_report(folder)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(f"the disk is full; free some space, {_resume(folder)}", FAILED)
-    _summary(records)
-    sys.exit(OK if all(record.status == "ok" for record in records) else FAILED)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writer_of(folder))
+            workers = stack.enter_context(_connect(cluster)) if cluster else None
+            notes += workers.notes() if workers else []
+            _start(folder, suite, notes, bandwidth_bit_per_s)
+        except OSError as error:
+            _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", USAGE)
+        for note in notes:
+            print(note)
+        options = Options(data_dir and data_dir.resolve(), int(memory_limit * 2**30))
+        try:
+            all_ok, table = _run_all(trials, folder, options, workers)
+            _write_report(folder)
+        except KeyboardInterrupt:
+            _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
+        except RunError as error:
+            _fail(f"{error}; {_resume(folder)}", FAILED)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            _fail(f"the disk is full; free some space, {_resume(folder)}", FAILED)
+    Console().print(table)
+    sys.exit(OK if all_ok else FAILED)
 
 
 def _resume(folder: Path) -> str:
@@ -218,55 +235,38 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
 
 
 def _start(folder: Path, suite: str, notes: list[str], bandwidth_bit_per_s: float | None) -> None:
-    (folder / "records").mkdir(parents=True, exist_ok=True)
+    from bench.files import replace
+
+    (folder / "records").mkdir(exist_ok=True)
     about = {"suite": suite, "notes": notes, "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
     if bandwidth_bit_per_s:
         about["bandwidth_bit_per_s"] = bandwidth_bit_per_s
-    (folder / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    replace(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
 
 
-def _run_all(trials: list[Trial], folder: Path, data_dir: Path | None, memory_limit_bytes: int) -> list[Record]:
-    from bench import runner
+def _connect(address: str) -> AbstractContextManager[Cluster]:
+    try:
+        from bench import cluster
+    except ModuleNotFoundError as error:
+        raise RunError(f"--cluster needs {error.name}: pip install 'fhe-medmnist-bench[cluster]'") from error
+    return cluster.connect(address)
+
+
+def _run_all(trials: list[Trial], folder: Path, options: Options, workers: Cluster | None) -> tuple[bool, Table]:
+    """Whether all trials are ok, and a table of them. The records are on disk alone: a run may have many."""
     from bench.record import Store
+    from bench.trials import here
 
-    records, store = [], Store(folder / "records")
+    store, table, all_ok = Store(folder / "records"), _table(), True
     with _progress(len(trials)) as report:
-        for number, trial in enumerate(trials):
-            info, _ = resolve(trial.backend)
-            try:
-                subject = _subject(trial.task, trial.model, info.lowering, data_dir, report)
-            except (tasks.DataError, NetworkError) as error:
-                record = store.add(runner.skipped(trial, str(error)))
-            else:
-                record = store.get(runner.key(trial, subject, info))
-                if record is None or record.status != "ok":
-                    stages = partial(_stage, report, number, trial.label)
-                    record = store.add(runner.run(trial, subject, folder, stages, memory_limit_bytes))
-            outcome = f"{record.status}, {record.reason}" if record.reason else record.status
-            report(number + 1, f"{trial.label}: {outcome}", finished=True)
-            records.append(record)
-    return records
-
-
-def _stage(report: Report, number: int, label: str, stage: str, share: float) -> None:
-    report(number + share, f"{label}: {stage}")
-
-
-@lru_cache(maxsize=1)  # the trials of a task stand together, and a dataset may be large
-def _dataset(task_name: str, data_dir: Path | None) -> Dataset:
-    return tasks.load(tasks.task(task_name), data_dir)
-
-
-def _subject(task_name: str, model: str, lowering: str, data_dir: Path | None, report: Report) -> Subject:
-    from bench.runner import Subject
-
-    task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
-
-    def training(share: float, text: str) -> None:
-        report(None, f"training {model} for {task_name}: {share:.0%} {text}")
-
-    networks = [zoo.network(model, task, which, dataset=dataset, progress=training) for which in ("float", lowering)]
-    return Subject(task, dataset, *networks)
+        run = workers.run if workers else here
+        with closing(run(trials, options, store, folder, report)) as records:
+            for number, record in enumerate(records, 1):
+                outcome = f"{record.status}, {record.reason}" if record.reason else record.status
+                report(number, f"{record.trial.label}: {outcome}", finished=True)
+                table.add_row(*_row(record))
+                all_ok = all_ok and record.status == "ok"
+    return all_ok, table
 
 
 @contextmanager
@@ -296,40 +296,36 @@ def _progress(total: int) -> Iterator[Report]:
         yield update
 
 
-def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None) -> None:
+def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> None:
     from bench import report
-    from bench.record import RecordError
 
-    try:
-        csv, html = report.write(folder, bandwidth_bit_per_s)
-    except RecordError as error:
-        _fail(str(error), FAILED)
-    print(f"{csv}\n{html}")
+    print(*report.write(folder, bandwidth_bit_per_s, across_machines), sep="\n")
 
 
-def _summary(records: list[Record]) -> None:
-    from rich.console import Console
+def _table() -> Table:
     from rich.table import Table
-
-    from bench import metrics
-    from bench.report.quantity import with_unit
 
     table = Table()
     for column in ("trial", "status", "accuracy", "server", "request", "keys"):
         table.add_column(column, justify="left" if column in ("trial", "status") else "right")
-    for record in records:
-        infer = record.stage("server", "infer")
-        quality = metrics.quality(record.outputs) if record.outputs and record.outputs.encrypted_logits else None
-        keys = sum(size for name, size in record.sizes.items() if name.endswith("_key_bytes"))
-        table.add_row(
-            record.trial.label,
-            record.status,
-            f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
-            with_unit(metrics.median_interval(infer.wall_s).value, "s") if infer and infer.wall_s else "",
-            with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
-            with_unit(keys, "bytes") if keys else "",
-        )
-    Console().print(table)
+    return table
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    from bench import metrics
+    from bench.report.quantity import with_unit
+
+    infer = record.stage("server", "infer")
+    quality = metrics.quality(record.outputs) if record.outputs and record.outputs.encrypted_logits else None
+    keys = sum(size for name, size in record.sizes.items() if name.endswith("_key_bytes"))
+    return (
+        record.trial.label,
+        record.status,
+        f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
+        with_unit(metrics.median_interval(infer.wall_s).value, "s") if infer and infer.wall_s else "",
+        with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
+        with_unit(keys, "bytes") if keys else "",
+    )
 
 
 @app.command()
@@ -346,13 +342,14 @@ def explain(
     from bench.machine import available_threads
     from bench.process import TrialError
     from bench.record import Trial
+    from bench.trials import subject
 
     info, _ = resolve(backend)
     trial = Trial(backend=backend, model=model, task=task, scenario=scenario, threads=threads or available_threads())
     with _progress(1) as bar:
-        subject = _subject(task, model, info.lowering, data_dir, bar)
+        given = subject(task, model, info.lowering, data_dir, bar)
     try:
-        explanation.show(trial, subject)
+        explanation.show(trial, given)
     except TrialError as error:
         _fail(error.reason, FAILED)
 
@@ -395,21 +392,90 @@ def tune(
 
 
 @app.command()
-def report(run_folder: RunFolder, bandwidth: Bandwidth = None) -> None:
-    """Make results.csv and report.html again from the records of a run."""
-    _write_report(run_folder, _bandwidth(bandwidth))
+def report(
+    run_folder: RunFolder,
+    bandwidth: Bandwidth = None,
+    figures: Annotated[bool, typer.Option("--figures", help="SVG and PDF figures for papers too.")] = False,
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Rank costs of different machines, as if they were one.")
+    ] = False,
+) -> None:
+    """Make report.html and results (CSV, Parquet, Markdown) again from the records of a run."""
+    _write_report(run_folder, _bandwidth(bandwidth), across_machines)
+    if figures:
+        from bench.report import write_figures
+
+        print(*write_figures(run_folder), sep="\n")
+
+
+@app.command()
+def show(
+    run_folder: RunFolder,
+    trial: Annotated[
+        str | None, typer.Argument(help="Start of a key, or a part of a name; all trials without it.")
+    ] = None,
+) -> None:
+    """Show a run, or one trial of it, in the terminal."""
+    from rich.console import Console
+
+    from bench.report import read, terminal
+
+    run = read(run_folder)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if trial is None:
+        terminal.show_run(run, console)
+        return
+    found = terminal.find(run, trial)
+    if not found:
+        _fail(f"no trial {trial!r} in {run_folder}: `python -m bench show {run_folder}` lists them", USAGE)
+    for index in found:
+        terminal.show_trial(run, index, console)
+
+
+@app.command()
+def export(
+    run_folder: RunFolder,
+    to: Annotated[str, typer.Option(help="pytest-benchmark or pyperf")],
+    out: Annotated[Path | None, typer.Option(help="File (default: in the folder of the run).")] = None,
+) -> None:
+    """Write the timings of a run as a file of another tool."""
+    from bench import export as exports
+    from bench.report import read
+
+    if to not in exports.FORMATS:
+        _fail(f"cannot export to {to!r}: choose from {', '.join(exports.FORMATS)}", USAGE)
+    run = read(run_folder)
+    path = out or run_folder / f"{to}.json"
+    try:
+        path.write_text(exports.FORMATS[to](run), "utf-8")
+    except ModuleNotFoundError:
+        _fail(f"this needs {to}: pip install {to}", FAILED)
+    print(path)
+
+
+@app.command()
+def claims(run_folder: RunFolder) -> None:
+    """Print published figures beside those of a run, as Markdown."""
+    from bench.report import markdown, read
+
+    print(markdown.claims_page(read(run_folder).trials), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the columns of results.csv and results.parquet, as Markdown."""
+    from bench.report import markdown
+
+    print(markdown.schema(), end="")
 
 
 @app.command()
 def check(run_folder: RunFolder) -> None:
     """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
-    from bench.record import Record, RecordError, records_in
+    from bench.record import Record, records_in
     from bench.report import check as checks
 
-    try:
-        records = [Record.load(path) for path in records_in(run_folder)]
-    except RecordError as error:
-        _fail(str(error), FAILED)
+    records = [Record.load(path) for path in records_in(run_folder)]
     if not any(record.stages for record in records):
         _fail(f"nothing was measured in {run_folder}", FAILED)
     sys.exit(OK if checks.show(records) else FAILED)
@@ -425,15 +491,12 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Compare runs of different machines.")] = False,
 ) -> None:
     """Compare two runs trial by trial. Exit code 3 if a figure of --fail-if grew too much or a trial is ok no more."""
-    from bench.record import RecordError
     from bench.report import compare as comparing
 
     try:
         result = comparing.compare(first, second, comparing.limits(fail_if or []), force)
     except comparing.CompareError as error:
         _fail(str(error), USAGE)
-    except RecordError as error:
-        _fail(str(error), FAILED)
     comparing.show(result)
     sys.exit(REGRESSION if fail_if and (result.regressions or result.broken) else OK)
 

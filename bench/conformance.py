@@ -7,6 +7,7 @@ that ``backend.toml`` names. The environment variable BENCH_CONFORMANCE_BACKENDS
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -345,6 +346,34 @@ def test_server_refuses_a_response_for_a_request(encrypting: Deployment) -> None
     response = encrypting.response(encrypting.request(images))
     assert_refused(lambda: encrypting.server.call("deserialise", message=response), "server")
     encrypting.check(images)
+
+
+def test_server_refuses_damaged_keys_and_lives(encrypting: Deployment) -> None:
+    server = encrypting.start("server")
+    server.call("load", artifact=encrypting.prepared.blobs["server"])
+    assert_refused(lambda: server.call("load_keys"), "server")
+    for name, key in encrypting.keys.items():
+        for bad in (*damaged(key).values(), *(bad for _, bad in flipped(key))):
+            assert_refused(lambda keys={name: bad}: server.call("load_keys", **encrypting.keys | keys), "server")
+    server.call("load_keys", **encrypting.keys)
+    dataclasses.replace(encrypting, server=server).check(random_images(encrypting.network, 1))
+
+
+def test_server_refuses_keys_for_another_network(encrypting: Deployment, spec: str, tmp_path: Path) -> None:
+    """At once, or a request of whoever made them; where the parameters happen to be the same, keys may be loaded."""
+    with ExitStack() as stack:
+        other = deploy(stack, spec, tiny_network(encrypting.info.lowering, (1, 4, 4), outputs=9), tmp_path)
+        server = encrypting.start("server")
+        server.call("load", artifact=encrypting.prepared.blobs["server"])
+
+        def use() -> None:
+            server.call("load_keys", **other.keys)
+            server.call("deserialise", message=other.request(random_images(other.network, 1)))
+            server.call("infer")
+
+        assert_refused(use, "server")
+        server.call("load_keys", **encrypting.keys)
+        dataclasses.replace(encrypting, server=server).check(random_images(encrypting.network, 1))
 
 
 def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> None:

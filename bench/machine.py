@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def versions(distributions: Iterable[str]) -> dict[str, str]:
+@functools.cache
+def versions(distributions: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in (*ALWAYS, *distributions):
         try:
@@ -69,9 +69,14 @@ def git_commit() -> str:
 
 def source_sha256(backend: BackendInfo) -> str:
     """Of all code that a party may run: the backend's folder, and the shared part of `backends`."""
+    return _source_sha256(backend.folder)
+
+
+@functools.cache
+def _source_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     shared = [*BACKENDS.glob("*.py"), *(BACKENDS / "slots").glob("*.py")]
-    own = [path for path in backend.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    own = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in sorted({*shared, *own}):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

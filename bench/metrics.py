@@ -1,7 +1,8 @@
 """Figures computed from the raw outputs and raw samples of a record.
 
-Accuracy and AUC are MedMNIST's own definitions (``medmnist/evaluator.py``, `getACC` and `getAUC`), written over
-scikit-learn because importing ``medmnist`` imports torch. `tests/bench/test_metrics.py` proves them equal.
+Accuracy and AUC are MedMNIST's own definitions (``medmnist/evaluator.py``, `getACC` and `getAUC`), written over NumPy
+because importing ``medmnist`` imports torch, and scikit-learn's checks of its arguments take most of the time of a
+report of a thousand records. `tests/bench/test_metrics.py` proves them equal.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.stats import binom, binomtest, norm
-from sklearn.metrics import accuracy_score, multilabel_confusion_matrix, roc_auc_score
+from scipy.stats import binom, binomtest, norm, rankdata
 
 from bench.record import Outputs
 from models.tasks import MULTI_LABEL, scores
@@ -108,7 +108,7 @@ def predictions(score: np.ndarray, kind: str) -> np.ndarray:
 def accuracy(labels: np.ndarray, score: np.ndarray, kind: str) -> float:
     """MedMNIST's ACC. labels: (n, 1) or (n, labels); score: (n, outputs). Multi-label: mean over the labels."""
     predicted = predictions(score, kind)
-    return float(np.mean([accuracy_score(labels[:, i], predicted[:, i]) for i in range(predicted.shape[1])]))
+    return float((labels[:, : predicted.shape[1]] == predicted).mean(axis=0).mean())
 
 
 def auc(labels: np.ndarray, score: np.ndarray, kind: str) -> float | None:
@@ -126,7 +126,14 @@ def auc(labels: np.ndarray, score: np.ndarray, kind: str) -> float | None:
     both_present = (truth.min(axis=0) < truth.max(axis=0)).all()
     if not both_present or not np.isfinite(score).all():
         return None
-    return float(np.mean([roc_auc_score(truth[:, i], score[:, i]) for i in range(score.shape[1])]))
+    return float(np.mean([_area(truth[:, i], score[:, i]) for i in range(score.shape[1])]))
+
+
+def _area(truth: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve: the Mann-Whitney statistic, ties counted half."""
+    positives = int(truth.sum())
+    above = rankdata(score)[truth == 1].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * (len(truth) - positives)))
 
 
 def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -135,10 +142,15 @@ def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tup
     For the accuracy of a multi-label task, `share` is a mean over labels and `n` still the images: labels of one image
     are not independent, so the interval is on the wide side.
     """
-    z2 = norm.ppf((1 + confidence) / 2) ** 2
+    z2 = _normal_quantile((1 + confidence) / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+@cache
+def _normal_quantile(share: float) -> float:
+    return float(norm.ppf(share))
 
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -178,7 +190,12 @@ def paired(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> Paired:
     """Predictions `before` and `after`, as `predictions` makes them, of the same images."""
     right, still = ((labels == predicted).all(axis=1) for predicted in (before, after))
     gained, lost = int((still & ~right).sum()), int((right & ~still).sum())
-    return Paired(gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0)
+    return Paired(gained, lost, _sign_test(gained, gained + lost) if gained + lost else 1.0)
+
+
+@cache
+def _sign_test(gained: int, n: int) -> float:
+    return float(binomtest(gained, n).pvalue)
 
 
 def by_class(outputs: Outputs) -> list[ClassQuality]:
@@ -195,18 +212,15 @@ def by_class(outputs: Outputs) -> list[ClassQuality]:
         truth, said = ((column[:, :1] == classes).astype(int) for column in (labels, predicted))
         score_of = np.repeat(score[:, -1:], 2, axis=1) * [-1, 1] if outputs.kind == BINARY else score
     found = []
-    for label, ((true_negative, false_positive), (false_negative, true_positive)) in enumerate(
-        multilabel_confusion_matrix(truth, said, labels=range(truth.shape[1]))
-    ):
-        positives, negatives = int(true_positive + false_negative), int(true_negative + false_positive)
-        defined = positives and negatives and np.isfinite(score_of[:, label]).all()
+    for label, (true, positive, scored) in enumerate(zip(truth.T == 1, said.T == 1, score_of.T, strict=True)):
+        positives, negatives = int(true.sum()), int((~true).sum())
         found.append(
             ClassQuality(
                 label=label,
                 positives=positives,
-                sensitivity=_share(int(true_positive), positives),
-                specificity=_share(int(true_negative), negatives),
-                auc=float(roc_auc_score(truth[:, label], score_of[:, label])) if defined else None,
+                sensitivity=_share(int((true & positive).sum()), positives),
+                specificity=_share(int((~true & ~positive).sum()), negatives),
+                auc=_area(true, scored) if positives and negatives and np.isfinite(scored).all() else None,
             )
         )
     return found
@@ -215,8 +229,7 @@ def by_class(outputs: Outputs) -> list[ClassQuality]:
 def _share(part: int, whole: int) -> Interval | None:
     if not whole:
         return None
-    bounds = binomtest(part, whole).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(part / whole, float(bounds.low), float(bounds.high))
+    return Interval(part / whole, *wilson_interval(part / whole, whole))
 
 
 def quality(outputs: Outputs) -> Quality:

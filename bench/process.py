@@ -71,6 +71,7 @@ class Party:
             except OSError as error:
                 self._connection.close()
                 raise TrialError("skipped", f"cannot start {interpreter}: {error.strerror}") from error
+        _alive.add(self)
         try:
             self._answer()  # the greeting, after its imports
         except BaseException:
@@ -84,10 +85,15 @@ class Party:
         self.close()
 
     def close(self) -> None:
+        _alive.discard(self)
         self._connection.close()
+        self.kill()
+        self._process.wait()
+
+    def kill(self) -> None:
+        """With its children. A call that waits for the answer raises TrialError."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
     @property
     def pid(self) -> int:
@@ -152,6 +158,15 @@ class Party:
         with self._log.open("rb") as file:
             file.seek(max(self._log_start, self._log.stat().st_size - 4096))
             return file.read().decode(errors="replace")
+
+
+_alive: set[Party] = set()
+
+
+def kill_all() -> None:
+    """Kills every party of this process, whichever thread waits for it."""
+    for party in list(_alive):
+        party.kill()
 
 
 def _oom_kills() -> int:

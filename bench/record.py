@@ -7,13 +7,13 @@ from them afterwards (`bench.metrics`), so a better statistic needs no new run.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from bench.files import RunError, replace
 
 SCHEMA = 2
 READABLE = (1, 2)  # 2 only adds fields: of a record of schema 1 they are empty
@@ -22,7 +22,7 @@ Role = Literal["owner", "client", "server"]
 SamplingEnd = Literal["", "precise", "time", "count", "fixed"]
 
 
-class RecordError(ValueError):
+class RecordError(RunError):
     """A record file that cannot be read; the message says which and what to do."""
 
 
@@ -152,27 +152,26 @@ class Record(msgspec.Struct, kw_only=True):
         """Writes ``folder/<key>.json`` by an atomic rename: a reader never sees half a record."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.key}.json"
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".record-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(self), indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace(path, msgspec.json.format(msgspec.json.encode(self), indent=1))
         return path
 
     @staticmethod
     def load(path: Path) -> Record:
         """Raises RecordError for a file that is not a record of this schema."""
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=Record)
-        except (msgspec.DecodeError, OSError) as error:
+            return Record.decode(path.read_bytes())
+        except (RecordError, OSError) as error:
             raise RecordError(f"cannot read record {path}: {error}; delete it and run the trial again") from error
+
+    @staticmethod
+    def decode(content: bytes) -> Record:
+        """Raises RecordError for anything that is not a record of this schema."""
+        try:
+            record = msgspec.json.decode(content, type=Record)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RecordError(str(error)) from error
         if record.schema not in READABLE:
-            raise RecordError(f"record {path} has schema {record.schema}, this version reads {READABLE}")
+            raise RecordError(f"it has schema {record.schema}, this version reads {READABLE}")
         return record
 
 
@@ -182,33 +181,40 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._failures: dict[tuple[Trial, str], set[Path]] = {}
+        self._finished: dict[Trial, dict[str, str]] = {}
         for path in folder.glob("*.json"):
             with contextlib.suppress(RecordError):  # a damaged record is reported by the report
                 record = Record.load(path)
-                if record.status != "ok":
-                    self._failures.setdefault(_identity(record), set()).add(path)
+                if record.status == "ok":
+                    self._finished.setdefault(_work(record.trial), {})[record.key] = _host(record)
+                else:
+                    self._failures.setdefault((_work(record.trial), _host(record)), set()).add(path)
 
-    def get(self, key: str) -> Record | None:
-        """None for a record that is not there or is damaged: the trial has to be run."""
-        path = self._folder / f"{key}.json"
-        try:
-            return Record.load(path) if path.exists() else None
-        except RecordError:
-            return None
+    def finished(self, trial: Trial) -> dict[str, str]:
+        """The keys of the trial's records that are ok and were here at the start, and the host of each."""
+        return self._finished.get(_work(trial), {})
+
+    def get(self, key: str) -> Record:
+        """Raises RecordError."""
+        return Record.load(self._folder / f"{key}.json")
 
     def add(self, record: Record) -> Record:
         """Saves the record, and deletes those of earlier failures of the same trial, of other code or options."""
-        path, failures = record.save(self._folder), self._failures.setdefault(_identity(record), set())
-        for earlier in failures - {path}:
+        path, failure = record.save(self._folder), (_work(record.trial), _host(record))
+        for earlier in {*self._failures.pop(failure, ()), *self._failures.pop((failure[0], ""), ())} - {path}:
             earlier.unlink(missing_ok=True)
-        failures.clear()
         if record.status != "ok":
-            failures.add(path)
+            self._failures[failure] = {path}
         return record
 
 
-def _identity(record: Record) -> tuple[Trial, str]:
-    return msgspec.structs.replace(record.trial, timeout_s=0.0), record.machine.get("host", "")
+def _work(trial: Trial) -> Trial:
+    return msgspec.structs.replace(trial, timeout_s=0.0)
+
+
+def _host(record: Record) -> str:
+    """Empty for a trial that was lost together with its machine."""
+    return record.machine.get("host", "")
 
 
 def records_in(run: Path) -> Iterator[Path]:

@@ -167,17 +167,20 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     )
 
 
-def skipped(trial: Trial, reason: str) -> Record:
-    """The record of a trial that cannot start because its data or its network is missing."""
+def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[str, Any] | None = None) -> Record:
+    """The record of a trial that could not start: its data or network is missing, or the machine that ran it was lost.
+
+    about_machine: empty if the machine is unknown.
+    """
     backend, _ = resolve(trial.backend)
     return Record(
         key=key(trial, None, backend),
         trial=trial,
-        status="skipped",
+        status=status,
         reason=reason,
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         duration_s=0.0,
-        machine=machine.machine(),
+        machine=machine.machine() if about_machine is None else about_machine,
         versions=machine.versions(backend.distributions),
         git_commit=machine.git_commit(),
         command=command(trial),

@@ -32,9 +32,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     # Repeat the border: black corners would be a feature that no test image has.
     views = functional.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
 
-    brightness, contrast, gamma = (
-        jitter(strength)[:, None, None, None] for strength in (BRIGHTNESS, CONTRAST, GAMMA)
-    )
+    brightness, contrast, gamma = (jitter(strength)[:, None, None, None] for strength in (BRIGHTNESS, CONTRAST, GAMMA))
     views = views.clamp(min=1e-4) ** gamma.exp()
     mean = views.mean((1, 2, 3), keepdim=True)
     return ((views - mean) * (1 + contrast) + mean + brightness).clamp(0, 1)

@@ -69,6 +69,7 @@ TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the trai
 POOL_IMAGES = 60_000
 QUANTISED_IMAGES = 100_000
 VALIDATION_IMAGES = 2_000
+RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
 ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
@@ -256,8 +257,9 @@ class Recipe:
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
             views = data.images[batch] / 255
             value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
+            excess = [layer.excess for layer in module.modules() if isinstance(layer, polycnn.Quadratic)]
             optimiser.zero_grad()
-            value.backward()
+            (value + RANGE_PENALTY * sum(excess)).backward()
             optimiser.step()
             schedule.step()
             if step % 50 == 0:

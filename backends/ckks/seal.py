@@ -153,6 +153,8 @@ class SealEvaluator:
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
         plain = seal.Plaintext()
         self._encoder.encode(vector.tolist(), self._levels[level], scale, plain)
+        if plain.is_zero():  # SEAL refuses to multiply by zero; the constant 1 / scale is below the rounding of others
+            self._encoder.encode(1.0 / scale, self._levels[level], scale, plain)
         return plain
 
     def add(self, a: Cipher, b: Cipher) -> Cipher:

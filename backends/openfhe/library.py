@@ -121,11 +121,17 @@ class OpenfheOwner:
         return _unscaled(self._context.Rescale(cipher))
 
     def _encrypt(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
-        plain = self._context.MakeCKKSPackedPlaintext(np.asarray(vector) * (scale * self._unit), 1, level)
-        return self._context.Encrypt(self._public, plain)
+        return self._context.Encrypt(self._public, _encode(self._context, vector, scale, self._unit, level))
 
     def serialise(self, cipher: Cipher) -> bytes:
         return openfhe.Serialize(cipher, openfhe.BINARY)
+
+
+def _encode(context: Any, vector: np.ndarray, scale: float, unit: float, level: int) -> Plain:
+    try:
+        return context.MakeCKKSPackedPlaintext(vector * (scale * unit), 1, level)
+    except RuntimeError:  # OpenFHE refuses what rounds to zero; the constant 1 / scale is below the rounding of others
+        return context.MakeCKKSPackedPlaintext(np.full(len(vector), unit), 1, level)
 
 
 def template(context: Any) -> Cipher:
@@ -166,7 +172,7 @@ class OpenfheEvaluator:
         return openfhe.Serialize(cipher, openfhe.BINARY)
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
-        return self._context.MakeCKKSPackedPlaintext(np.asarray(vector) * (scale * self._unit), 1, level)
+        return _encode(self._context, np.asarray(vector), scale, self._unit, level)
 
     def add(self, a: Cipher, b: Cipher) -> Cipher:
         return self._context.EvalAdd(a, b)

@@ -81,7 +81,7 @@ class ReluOwner:
     def prepare(self, job: Job) -> Prepared:
         if job.scenario != "single-stream" or job.model_privacy != "plain":
             raise BackendError("openfhe:relu answers one image a request on a plain model; use the default variant")
-        blocks = from_network(job.network, job.calibration)
+        blocks = from_network(job.network, job.calibration, "float")
         activations = len(blocks.affines) - 1
         levels = _levels(blocks, job.calibration.reshape(len(job.calibration), -1)) if activations else min(DEGREES)
         try:

@@ -62,14 +62,14 @@ class Blocks:
         return x * self.output_scale
 
 
-def from_network(network: Network, calibration: np.ndarray) -> Blocks:
+def from_network(network: Network, calibration: np.ndarray, lowering: str = "polynomial") -> Blocks:
     """calibration: images (n, channels, height, width) in [0, 1].
 
-    A polynomial network becomes squares, a float one keeps its ReLU. Raises BackendError for any other network, and for
-    an activation that is not of degree 2 or lacks the square.
+    lowering: the one that is needed; a polynomial network becomes squares, a float one keeps its ReLU. Raises
+    BackendError for any other network, and for an activation that is not of degree 2 or lacks the square.
     """
-    if network.lowering not in ("polynomial", "float"):
-        raise BackendError(f"CKKS needs the polynomial lowering of {network.model}, not {network.lowering!r}")
+    if network.lowering != lowering:
+        raise BackendError(f"CKKS needs the {lowering} lowering of {network.model}, not {network.lowering!r}")
     shape: tuple[int, ...] = network.input_shape
     current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
     affines: list[Affine] = []
@@ -78,7 +78,7 @@ def from_network(network: Network, calibration: np.ndarray) -> Blocks:
             shift, factor, constant = _complete_square(layer, shape)
             affines.append(Affine(current.weight, current.bias + shift, shape))
             current = Affine(np.diag(factor), constant, shape)
-        elif isinstance(layer, ReLU):
+        elif isinstance(layer, ReLU) and lowering == "float":
             affines.append(current)
             current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
         elif isinstance(layer, (Linear, Conv2d, AvgPool2d, Flatten)):
@@ -87,7 +87,7 @@ def from_network(network: Network, calibration: np.ndarray) -> Blocks:
         else:
             raise BackendError(f"CKKS cannot evaluate a {layer.type} layer; train the polynomial lowering")
     affines.append(current)
-    activation = relu if network.lowering == "float" else np.square
+    activation = relu if lowering == "float" else np.square
     return _normalise(tuple(affines), calibration.reshape(len(calibration), -1), activation)
 
 

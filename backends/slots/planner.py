@@ -290,7 +290,7 @@ def _smallest(
     bits = max(MINIMUM_BITS, FIRST_GUESS_BITS + math.ceil(missing) - 1)
     while bits < MAXIMUM_BITS and error(precision.scales(bits)) > TARGET_LOGIT_ERROR:
         bits += 1
-    for fewer in range(bits, max(MINIMUM_BITS, bits - 3) - 1, -1):
+    for fewer in range(bits, max(MINIMUM_BITS, bits - 2) - 1, -1):
         scales = admitted(fewer)
         if scales is None:
             continue

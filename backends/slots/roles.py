@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from backends import security
 from backends.api import Job, MessageError, Prepared
 from backends.slots import blocks, costs, execute, messages, planner
 from backends.slots.explain import explain
-from backends.slots.library import Cipher, Library
+from backends.slots.library import Cipher, KeyRequest, Library, Parameters
 from backends.slots.plan import Plan
 from backends.slots.workers import Worker
 from backends.variants import Variants
@@ -82,7 +83,7 @@ class SlotsOwner:
         )
 
     def encrypt_model(self, public_key: bytes) -> bytes:
-        identity, key = messages.identified(public_key)
+        identity, key = messages.parse_keys(_purpose(self._plan.parameters, self._plan.keys), public_key)
         owner = self._library.owner(self._plan.parameters, key)
         weights = self._plan.weights(self._library.moduli(self._plan.parameters))
         parts = [owner.serialise(owner.encrypt_weight(w.vector, w.scale, w.level)) for w in weights]
@@ -105,10 +106,11 @@ class SlotsClient:
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
-        keys = {"evaluation": self._identity + self._client.keygen(self._request)}
+        purpose = _purpose(self._plan.parameters, self._request)
+        keys = {"evaluation": self._client.keygen(self._request)}
         if self._request.public:
-            keys["public"] = self._identity + self._client.public_key()
-        return keys
+            keys["public"] = self._client.public_key()
+        return {name: messages.frame_keys(purpose, self._identity, key) for name, key in keys.items()}
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:
         return len(images), execute.encrypt(self._plan, self._client, images.reshape(len(images), -1))
@@ -136,7 +138,8 @@ class SlotsServer:
         self._library = library
 
     def load(self, artifact: bytes) -> None:
-        self._plan, _ = Plan.from_bytes(artifact)
+        self._plan, request = Plan.from_bytes(artifact)
+        self._purpose = _purpose(self._plan.parameters, request)
         self._evaluator = self._library.evaluator(self._plan.parameters)
         self._moduli = self._library.moduli(self._plan.parameters)
         cores = 1 if self._library.parallel else len(os.sched_getaffinity(0))
@@ -144,7 +147,7 @@ class SlotsServer:
             self._programs = [execute.Program(plan, self._evaluator, self._moduli) for plan in self._plan.shares(cores)]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        self._identity, evaluation = messages.identified(keys["evaluation"])
+        self._identity, evaluation = messages.parse_keys(self._purpose, keys.get("evaluation", b""))
         self._evaluator.load_keys(evaluation)
         self._workers = [] if self._plan.encrypted else [Worker(program) for program in self._programs[1:]]
 
@@ -178,3 +181,8 @@ class SlotsServer:
         images, ciphers = ciphertexts
         parts = [self._evaluator.serialise(cipher) for cipher in ciphers]
         return messages.frame(messages.RESPONSE, self._identity, images, parts)
+
+
+def _purpose(parameters: Parameters, request: KeyRequest) -> bytes:
+    """The same for all plans that keys of one client fit."""
+    return hashlib.sha256(repr((parameters, request)).encode()).digest()[: messages.IDENTITY_BYTES]

@@ -8,6 +8,7 @@ moduli. It encrypts nothing.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -184,11 +185,16 @@ class Simulator:
         return self._noisy(a.values, a.scale, math.hypot(self._rounding, ERROR_STDDEV * math.sqrt(errors)))
 
     def _rounded(self, values: np.ndarray, scale: float) -> np.ndarray:
-        """Encoding. A vector of period p is a polynomial in X^(slots / p): fewer coefficients are rounded, and the error
-        has the same period."""
-        period = _period(values) if self._noise_of else len(values)
-        copies = len(values) // period
-        return np.tile(self._noisy(values[:period], scale, ROUNDING_STDDEV / np.sqrt(copies)), copies)
+        """Encoding, exactly: independent errors would be too good for a vector with few values, all coefficients of whose
+        polynomial may round to zero, and too bad for one with a period, whose polynomial has few coefficients."""
+        if not self._noise_of:
+            return values
+        powers, root = _embedding(len(values))
+        evaluations = np.zeros(2 * len(values), np.complex128)
+        evaluations[powers], evaluations[-1 - powers] = values, np.conj(values)
+        coefficients = np.round((np.fft.fft(evaluations) / root).real * (scale / len(evaluations)))
+        rounded = (np.fft.ifft(coefficients * root)[powers]) * (len(evaluations) / scale)
+        return rounded if np.iscomplexobj(values) else rounded.real
 
     def _noisy(self, values: np.ndarray, scale: float, coefficient_stddev: float) -> np.ndarray:
         """A slot is a sum of N coefficients times roots of unity: half of the variance is in its real part."""
@@ -203,9 +209,11 @@ class Simulator:
         )
 
 
-def _period(values: np.ndarray) -> int:
-    """The smallest period of a vector that is its length divided by a power of two."""
-    period = len(values)
-    while period % 2 == 0 and np.array_equal(values[: period // 2], values[period // 2 : period]):
-        period //= 2
-    return period
+@functools.lru_cache(maxsize=4)
+def _embedding(slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slot j is the polynomial at the root ζ^(5^j): the positions (5^j − 1)/2 among its odd powers; and ζ^i for the
+    coefficients i. ζ = exp(πi / 2·slots) (Cheon, Kim, Kim, Song, ASIACRYPT 2017, section 3.2)."""
+    powers, power = np.zeros(slots, np.int64), 1
+    for j in range(slots):
+        powers[j], power = (power - 1) // 2, power * 5 % (4 * slots)
+    return powers, np.exp(1j * np.pi * np.arange(2 * slots) / (2 * slots))

@@ -103,7 +103,7 @@ class Server(_Party):
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         """Reads the keys; Concrete decompresses them when `infer` first uses them."""
-        self._key, (evaluation,) = frame.unpack(frame.KEYS, self._circuit, None, keys["evaluation"])
+        self._key, (evaluation,) = frame.unpack(frame.KEYS, self._circuit, None, keys.get("evaluation", b""))
         self._keys = fhe.EvaluationKeys.deserialize(evaluation)
 
     def deserialise(self, request: bytes) -> Ciphertext:

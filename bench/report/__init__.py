@@ -1,64 +1,67 @@
-"""A run folder's report: ``results.csv`` and ``report.html``, made from its records and nothing else."""
+"""A run folder's report, made from its records and nothing else: HTML, CSV, Parquet, Markdown and figures for papers."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
+import io
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from bench.record import Record, RecordError, records_in
-from bench.report.check import warnings
-from bench.report.page import CLEAR, render
-from bench.report.table import COLUMNS, frame, row, rows
+import pandas as pd
 
-__all__ = ["COLUMNS", "rows", "write"]
+from bench.files import replace
+from bench.report import markdown
+from bench.report.page import render
+from bench.report.reading import read
+from bench.report.table import COLUMNS, frame, rows
+
+__all__ = ["COLUMNS", "Files", "read", "rows", "write", "write_figures"]
 
 
-def write(run: Path, bandwidth_bit_per_s: float | None = None) -> tuple[Path, Path]:
-    """Writes ``results.csv`` and ``report.html`` into `run` from ``records/*.json`` and the optional ``run.json``.
+class Files(NamedTuple):
+    """What `write` writes: ``results.csv``, ``results.parquet``, ``results.md``, ``report.html``."""
 
-    run.json: what only the runner knows: ``suite`` (str), ``notes`` (list of str, shown at the top with the warnings of
-    `bench.report.check`), ``command`` (str), ``bandwidth_bit_per_s`` (of a network to be assumed, if none is given here).
-    Raises RecordError if there is no record, or one that cannot be read.
+    csv: Path
+    parquet: Path
+    markdown: Path
+    html: Path
+
+
+def write(run: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> Files:
+    """Writes all of `Files` into the folder `run`; see `bench.report.reading.read` for what it reads and raises.
+
+    bandwidth_bit_per_s: of a network to be assumed, instead of the run file's.
+    across_machines: compare figures of different machines, which else stand apart.
     """
-    records = [Record.load(path) for path in records_in(run)]
-    if not records:
-        raise RecordError(f"no records in {run / 'records'}: run `python -m bench run --out {run}` first")
-    records.sort(key=_order)
-    about = _run_file(run / "run.json")
-    about["notes"] = [*(about.get("notes") or ()), *warnings(records)]
-    figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
-    csv, html = run / "results.csv", run / "report.html"
-    _replace(csv, frame(figures).to_csv(index=False, lineterminator="\n"))
-    _replace(html, render(records, figures, about, name=run.resolve().name))
-    return csv, html
+    found = read(run, bandwidth_bit_per_s, across_machines)
+    files = Files(run / "results.csv", run / "results.parquet", run / "results.md", run / "report.html")
+    table = frame(found.figures)
+    replace(files.csv, table.to_csv(index=False, lineterminator="\n").encode())
+    replace(files.parquet, _parquet(table))
+    replace(files.markdown, markdown.results(found).encode())
+    replace(files.html, render(found).encode())
+    return files
 
 
-def _order(record: Record) -> tuple[object, ...]:
-    """By the work done, so that what can be compared stands together; the clear network, the reference, first."""
-    trial = record.trial
-    work = trial.task, trial.model, trial.scenario, trial.model_privacy
-    return *work, trial.backend != CLEAR, trial.backend, record.started_at, record.key
+def write_figures(run: Path) -> list[Path]:
+    """Writes the figures of the run as SVG and PDF into ``figures/``; raises what `read` raises."""
+    from bench.report import figures  # matplotlib
+
+    (run / "figures").mkdir(exist_ok=True)
+    written = []
+    for name, content in figures.draw(read(run).trials):
+        path = run / "figures" / name
+        replace(path, content)
+        written.append(path)
+    return written
 
 
-def _run_file(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RecordError(f"cannot read {path}: {error}; delete it (the records are enough for a report)") from error
-    if not isinstance(about, dict):
-        raise RecordError(f"{path} is not a JSON object; delete it (the records are enough for a report)")
-    return about
+def _parquet(table: pd.DataFrame) -> bytes:
+    """Units and meanings of the columns are in the metadata of the fields."""
+    import pyarrow
+    import pyarrow.parquet
 
-
-def _replace(path: Path, text: str) -> None:
-    """Writes by an atomic rename: an interrupted report leaves the last whole one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
+    fields = [field.with_metadata(COLUMNS[field.name]._asdict()) for field in arrow.schema]
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(arrow.cast(pyarrow.schema(fields, arrow.schema.metadata)), file)
+    return file.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-THIN_SPACE = "\u2009"
+THIN_SPACE = "\u202f"  # narrow, and no line breaks at it
 _SECONDS = ((1e-9, "ns"), (1e-6, "µs"), (1e-3, "ms"), (1.0, "s"))
 _BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"))  # decimal, as networks and disks count
 

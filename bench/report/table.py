@@ -77,6 +77,10 @@ CONDITIONS = {
 PARAMETERS = {
     "ring_dimension": Column("coefficients", "ring dimension of the ciphertexts (CKKS)"),
     "log2_qp": Column("bits", "size of the whole ciphertext modulus, special primes with it (CKKS)"),
+    "log2_qp_limit": Column(
+        "bits", "largest log2_qp that the standard allows at 128 bits for this ring dimension (CKKS)"
+    ),
+    "meets_2024_guidelines": Column("", "whether log2_qp is within the tighter guidelines of 2024 too (CKKS)"),
     "lwe_dimension": Column("coefficients", "LWE dimension of the ciphertexts that bootstrapping acts on (TFHE)"),
     "p_error": Column("", "error probability of one programmable bootstrap (TFHE)"),
     "global_p_error": Column("", "probability that any programmable bootstrap of an inference errs (TFHE)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_unknown_variant_lists_those_that_exist(spec: str) -> None:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A backend in a package of somebody else; importing any part of the package fails."""
     folder = tmp_path / "somebody" / "backend"
     folder.mkdir(parents=True)
@@ -64,7 +65,9 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("theirs", "somebody.backend", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
-    return point.name
+    backends.cache_clear()
+    yield point.name
+    backends.cache_clear()
 
 
 def test_entry_point_of_another_package(plugin: str) -> None:

@@ -411,3 +411,28 @@ def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
     secret = openfhe.Serialize(client._secret, openfhe.BINARY)
     windows = [secret[start : start + 32] for start in range(len(secret) // 4, len(secret) - 32, 4096)]
     assert len(windows) > 10 and not any(window in blob for window in windows)
+
+
+def test_true_relu_is_the_chebyshev_series_of_the_float_network() -> None:
+    from numpy.polynomial import chebyshev
+
+    from backends.openfhe import relu
+
+    random = np.random.default_rng(11)
+    layers = (
+        Conv2d(random.normal(size=(2, 1, 3, 3)), random.normal(size=2), stride=2),
+        ReLU(),
+        Flatten(),
+        Linear(random.normal(size=(3, 18)), random.normal(size=3)),
+    )
+    network, images = Network("cnn", "none", "float", (1, 8, 8), 3, layers), random.uniform(0, 1, (16, 1, 8, 8))
+    prepared, client, server = parties("openfhe", Job(network, variant="relu", calibration=images))
+    assert prepared.security["bits"] >= 128 and prepared.operations["chebyshev_series"] == 1
+    blocks = from_network(network, images, "float")
+    np.testing.assert_allclose(blocks.forward(images.reshape(16, -1)), network.forward(images))
+    series = chebyshev.chebinterpolate(lambda x: np.maximum(x, 0), prepared.parameters["relu_degree"])
+    approximate = Blocks(blocks.affines, blocks.output_scale, lambda x: chebyshev.chebval(x, series))
+    expected = approximate.forward(images[:1].reshape(1, -1))
+    assert np.abs(answer(client, server, images[:1]) - expected).max() < 1e-5
+    agreement = approximate.forward(images.reshape(16, -1)).argmax(axis=1) == network.forward(images).argmax(axis=1)
+    assert agreement.mean() >= relu.AGREEMENT

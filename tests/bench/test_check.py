@@ -97,6 +97,6 @@ def test_machines_are_held_against_themselves() -> None:
 
 def test_the_report_warns(tmp_path: Path) -> None:
     changed(other_cores=1.2).save(tmp_path / "records")
-    page = report.write(tmp_path)[1].read_text("utf-8")
+    page = report.write(tmp_path).html.read_text("utf-8")
     assert "The machine was loaded by other processes in 1 of 1 trials" in page
     assert "other processes kept 1.2 cores busy" in page

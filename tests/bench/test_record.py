@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bench.files import TEMPORARY, RunError, writer_of
 from bench.record import SCHEMA, Record, RecordError, Stage, Store, Trial, records_in
 
 
@@ -52,7 +56,7 @@ def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(RecordError, match=f"cannot read record {path}.*delete it and run the trial again"):
         Record.load(path)
-    assert Store(tmp_path).get("k") is None
+    assert Store(tmp_path).finished(record().trial) == {}
 
 
 def test_every_truncation_is_damage(tmp_path: Path) -> None:
@@ -62,6 +66,39 @@ def test_every_truncation_is_damage(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(RecordError):
             Record.load(path)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=6,
+)
+fields = st.sampled_from(Record.__struct_fields__)
+
+
+@given(st.dictionaries(fields, anything, min_size=1, max_size=4) | anything)
+def test_any_content_is_a_record_or_refused(change: object) -> None:
+    """Fields of a good record replaced by anything, and any JSON at all."""
+    whole = msgspec.to_builtins(record())
+    content = msgspec.json.encode(whole | change if isinstance(change, dict) else change)
+    try:
+        assert Record.decode(msgspec.json.encode(Record.decode(content))) == Record.decode(content)
+    except RecordError as error:
+        assert str(error)
+
+
+@given(st.data())
+def test_any_damage_is_read_or_refused(data: st.DataObject) -> None:
+    damaged = bytearray(msgspec.json.encode(record()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(RecordError):
+        assert isinstance(Record.decode(bytes(damaged)), Record)
+
+
+def test_a_deeply_nested_record_is_refused() -> None:
+    with pytest.raises(RecordError):
+        Record.decode(b'{"parameters":' + b"[" * 100_000)
 
 
 def test_record_of_another_schema(tmp_path: Path) -> None:
@@ -79,3 +116,27 @@ def test_store_replaces_failures_of_the_same_trial_only(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == {"new", "other", "good"}
     store.add(record("final"))
     assert {path.stem for path in tmp_path.iterdir()} == {"final", "other", "good"}
+
+
+def test_a_store_knows_what_is_finished_and_where(tmp_path: Path) -> None:
+    record("done").save(tmp_path)
+    record("bad", "failed", seed=1).save(tmp_path)
+    store = Store(tmp_path)
+    assert store.finished(Trial(backend="clear", model="fcnn", task="digits", timeout_s=9.0)) == {"done": "h"}
+    assert store.finished(Trial(backend="clear", model="fcnn", task="digits", seed=1)) == {}
+
+
+def test_the_record_of_a_lost_machine_is_replaced_by_that_of_any_other(tmp_path: Path) -> None:
+    msgspec.structs.replace(record("lost", "failed"), machine={}).save(tmp_path)
+    Store(tmp_path).add(record("good"))
+    assert [path.stem for path in tmp_path.iterdir()] == ["good"]
+
+
+def test_one_writer_at_a_time_and_leftovers_of_killed_ones_are_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with writer_of(run):
+        (run / f"{TEMPORARY}x").write_text("half")
+        with pytest.raises(RunError, match=f"another run writes to {run}"), writer_of(run):
+            pass
+    with writer_of(run):
+        assert list(run.iterdir()) == []

@@ -14,7 +14,7 @@ from bench.record import Conditions, Record, records_in
 from tests.bench.records_for_report import record
 from tests.e2e.command_line import CommandLine, records
 
-SLOW_TO_IMPORT = {"torch", "pandas", "plotly", "scipy", "sklearn", "medmnist"}
+SLOW_TO_IMPORT = {"torch", "pandas", "matplotlib", "pyarrow", "scipy", "sklearn", "medmnist"}
 FHE_LIBRARIES = {"tenseal", "openfhe", "concrete", "brevitas"}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,7 @@ def test_report_has_a_row_for_every_trial(faults: Path) -> None:
     with (faults / "results.csv").open() as file:
         rows = {row["backend"]: row for row in csv.DictReader(file)}
     assert {backend: row["status"] for backend, row in rows.items()} == {b: status for b, (status, _) in FAULTS.items()}
-    assert "SIGSEGV" in (faults / "report.html").read_text()
+    assert "SIGSEGV" in (faults / "results.md").read_text()
 
 
 def test_memory_limit(bench: CommandLine, tmp_path: Path) -> None:
@@ -148,3 +150,44 @@ def test_a_failed_trial_is_run_again_and_a_damaged_record_is_made_again(bench: C
     assert after["clear"].status == "ok" and after["fake:error"].status == "failed"
     assert after["fake:error"].started_at != before["fake:error"].started_at
     assert {b: r.key for b, r in after.items()} == {b: r.key for b, r in before.items()}
+
+
+def test_two_runs_do_not_write_to_one_folder(bench: CommandLine, tmp_path: Path) -> None:
+    arguments = ("run", "--task", "digits", "--images", 60, "--precision", 0, "--out", tmp_path)
+    first = bench.start(*arguments, "--backend", "fake:slow")
+    bench.party("server", "backends.fake")
+    before = (tmp_path / "run.json").read_bytes()
+    second = bench(*arguments, "--backend", "clear")
+    assert second.returncode == 1
+    assert second.stderr == f"bench: another run writes to {tmp_path}; wait for its end or choose another --out\n"
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert finish(first).returncode == 0
+    assert bench(*arguments, "--backend", "clear").returncode == 0
+    assert set(records(tmp_path)) == {"fake:slow", "clear"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a file system of its own."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_loses_no_finished_record(bench: CommandLine, small_disk: Path) -> None:
+    out = small_disk / "run"
+    arguments = ("run", "--backend", "clear,fake,fake:slow", "--task", "digits", "--images", 20, "--out", out)
+    done = bench(*arguments)
+    assert done.returncode == 1
+    assert "bench: the disk is full; free some space" in done.stderr and f"--out {out} to resume" in done.stderr
+    before = {path: path.read_bytes() for path in (out / "records").iterdir()}
+    assert before and all(record.status == "ok" for record in records(out).values())  # whole ones, and nothing else
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert bench(*arguments).returncode == 0
+    assert {name: record.status for name, record in records(out).items()} == dict.fromkeys(
+        ("clear", "fake", "fake:slow"), "ok"
+    )
+    assert {path: path.read_bytes() for path in before} == before

@@ -1,0 +1,55 @@
+"""A run's folder on disk: files appear whole or not at all, and one run at a time writes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMPORARY = ".unfinished-"
+
+
+class RunError(Exception):
+    """A run that cannot start or go on; the message says what to do."""
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes by an atomic rename: a reader never sees half a file, and a full disk leaves the old one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writer_of(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made if it is not there.
+
+    Raises RunError if another run holds it, OSError if it cannot be made.
+
+    The kernel releases the lock when this process ends, however it ends; what a killed one left unfinished is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another run writes to {folder}; wait for its end or choose another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        for leftover in folder.rglob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(directory)

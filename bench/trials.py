@@ -1,0 +1,67 @@
+"""Carries out the trials of a run on this machine, one after another; `bench.cluster` does so on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from backends.registry import resolve
+from bench import runner
+from bench.record import Record, Store, Trial
+from bench.runner import Subject
+from models import NetworkError, tasks, zoo
+from models.tasks import Dataset
+
+Report = Callable[[float | None, str], None]  # share of the work done (None: as before), what is going on
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is the same for all trials of a run, and no part of what they are. memory_limit_bytes: of a party; 0: none."""
+
+    data_dir: Path | None = None
+    memory_limit_bytes: int = 0
+
+
+def here(trials: list[Trial], options: Options, store: Store, folder: Path, report: Report) -> Iterator[Record]:
+    """The record of each trial as soon as it is stored; `folder` receives the logs of the parties."""
+    for number, trial in enumerate(trials):
+
+        def progress(share: float | None, text: str, number: int = number, label: str = trial.label) -> None:
+            report(share if share is None else number + share, f"{label}: {text}")
+
+        done = carry_out(trial, options, store.finished(trial), folder, progress)
+        yield store.get(done) if isinstance(done, str) else store.add(done)
+
+
+def carry_out(
+    trial: Trial, options: Options, finished: Collection[str], folder: Path, progress: Report
+) -> Record | str:
+    """The trial's new record or, if its key is among those that are `finished`, this key."""
+    info, _ = resolve(trial.backend)
+    try:
+        given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
+    except (tasks.DataError, NetworkError) as error:
+        return runner.unmeasured(trial, "skipped", str(error))
+    if (key := runner.key(trial, given, info)) in finished:
+        return key
+    stages = lambda stage, share: progress(share, stage)  # noqa: E731
+    return runner.run(trial, given, folder, stages, options.memory_limit_bytes)
+
+
+def subject(task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report) -> Subject:
+    """Loads the data and the networks of a trial; trains them if nobody has. Raises DataError, NetworkError."""
+    task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
+
+    def training(share: float, text: str) -> None:
+        progress(None, f"training {model} for {task_name}: {share:.0%} {text}")
+
+    networks = [zoo.network(model, task, which, dataset=dataset, progress=training) for which in ("float", lowering)]
+    return Subject(task, dataset, *networks)
+
+
+@lru_cache(maxsize=1)  # the trials of a task stand together, and a dataset may be large
+def _dataset(task_name: str, data_dir: Path | None) -> Dataset:
+    return tasks.load(tasks.task(task_name), data_dir)
