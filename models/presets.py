@@ -24,7 +24,7 @@ PRESETS = {
     "fcnn@accurate": Preset(Quantisation(accumulator_bits=6, activation_bits=5), architecture={"hidden": 64}),
     # Sadhana and Senthilkumar, Scientific Reports 2025; how much they prune is not published.
     "fcnn@sadhana2025": Preset(
-        Quantisation(input_bits=4, weight_bits=4, accumulator_bits=None, pruning=0.5), "float", {"hidden": 392}
+        Quantisation(weight_bits=4, accumulator_bits=None, pruning=0.5), "float", {"hidden": 392}
     ),
     # Many activations: fewer bits for each.
     "polycnn": Preset(Quantisation(accumulator_bits=4, activation_bits=3, output_weight_bits=4)),

@@ -30,15 +30,15 @@ SETTINGS = "settings.json"  # added to both archives
 class Options:
     """How a circuit is compiled; a preset or `Job.options` changes these.
 
-    p_error: the chance that one PBS reads a neighbour of its accumulator (the optimiser's bound, at its noise
-        estimate). Rounded accumulators are noisy anyway, and 0.01 costs 3 % more than 0.05.
+    p_error: the chance that one PBS reads a wrong entry of its table (the optimiser's bound, at its noise estimate).
+        It also sets how much noise approximate rounding adds; up to 5 bits, 1e-4 costs 5 % more than 0.01.
     exactness: of the rounding, ``approximate`` (free) or ``exact`` (one more PBS for each dropped bit).
     widest_bits: that a PBS may read; cost, keys and key generation double with each bit.
     glwe_dimensions: that the optimiser may choose. Its cost model leaves out that Concrete transforms the bootstrap
         key anew in each run; a small dimension makes a small key, and these networks have few bootstraps.
     """
 
-    p_error: float = 0.01
+    p_error: float = 1e-4
     exactness: str = "approximate"
     widest_bits: int = 7
     glwe_dimensions: tuple[int, ...] = (1,)
@@ -46,7 +46,7 @@ class Options:
 
 # By the preset in the name of the model. Sadhana and Senthilkumar publish accumulators of up to 16 bits, not rounded.
 PRESETS: dict[str, dict[str, Any]] = {
-    "accurate": {"p_error": 0.05},  # of accumulators of 6 bits, where a neighbour is half as far as among 5
+    "accurate": {"p_error": 0.05},  # 6 bits: as much noise as 1e-4 at 5 bits; less would take polynomials twice as long
     "sadhana2025": {"widest_bits": 16, "glwe_dimensions": ()},
 }
 
