@@ -248,8 +248,18 @@ def test_predicted_operations_are_the_executed_ones() -> None:
 # -- the libraries ------------------------------------------------------------------------------------------------------
 
 
+def forget_keys() -> None:
+    """OpenFHE keeps all keys that a process ever had in its own tables: gigabytes, for the parties of many tests."""
+    import openfhe
+
+    openfhe.ClearEvalMultKeys()
+    openfhe.CryptoContext.ClearEvalAutomorphismKeys()
+
+
 def parties(backend: str, job: Job):
     module = importlib.import_module(f"backends.{backend}")
+    if backend == "openfhe":
+        forget_keys()
     owner = module.Owner()
     prepared = owner.prepare(job)
     client, server = module.Client(), module.Server()
