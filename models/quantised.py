@@ -35,7 +35,9 @@ PENALTY = 10.0
 LIMIT = 0.9  # share of an accumulator's range from which it is penalised
 MARGIN = 1.1  # of that range over the largest value that the real network reaches
 ROOM = 1.05  # of that range over the largest value that the trained integer network reaches
-NOISE = 0.2  # standard deviation in steps of a rounded accumulator: p_error 0.01 is half a step at 2.6 of them, 1e-4 at 3.9
+NOISE = (
+    0.2  # standard deviation in steps of a rounded accumulator: p_error 0.01 is half a step at 2.6 of them, 1e-4 at 3.9
+)
 CALIBRATION_IMAGES = 10_000
 TAIL = 0.002  # share of an activation's values beyond either end of its range, before the fit
 
