@@ -159,7 +159,8 @@ def run(
             notes += workers.notes() if workers else []
             _start(folder, suite, notes, bandwidth_bit_per_s)
         except OSError as error:
-            _fail(f"cannot write to {folder}: {error.strerror}; choose another --out", USAGE)
+            full = "; the disk is full: free some space, or" if error.errno in DISK_FULL else f": {error.strerror};"
+            _fail(f"cannot write to {folder}{full} choose another --out", USAGE)
         for note in notes:
             print(note)
         options = Options(data_dir and data_dir.resolve(), int(memory_limit * 2**30))

@@ -241,10 +241,20 @@ def function(plan: Plan, widths: Sequence[Width], exactness: Any) -> Callable[[A
 
     affines = dict(zip(map(id, plan.affines), widths, strict=True))
 
+    def convolve(x: Any, weight: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> Any:
+        """Concrete's compiler refuses the padding that its `fhe.conv` accepts."""
+        p = pads[0]
+        if p:
+            images, channels, height, width = x.shape
+            wider = fhe.zeros((images, channels, height + 2 * p, width + 2 * p))
+            wider[:, :, p : p + height, p : p + width] = x
+            x = wider
+        return fhe.conv(x, weight, strides=strides, group=group)
+
     def evaluate(x: Any) -> Any:
         for step in plan.steps:
             if isinstance(step, Affine):
-                x = step.accumulate(x, fhe.conv)
+                x = step.accumulate(x, convolve)
                 if step.rounding:
                     x = fhe.hint(x, bit_width=affines[id(step)].bits)
                     x = fhe.round_bit_pattern(x, lsbs_to_remove=step.dropped_bits, exactness=exactness)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from backends.registry import BackendInfo
-from bench import cli, record, runner
+from bench import cli, files, record, runner
 from bench.process import Party
 from bench.record import Record
 from tests.bench.test_runner import TRIAL, silent, subject
@@ -126,12 +126,17 @@ def test_threads_are_set_before_the_party_starts(tmp_path: Path) -> None:
 def test_full_disk_ends_the_run_and_says_how_to_resume_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """While the first record is written; `tests/e2e/test_failures.py` has a disk that is really full."""
+    whole = files.replace
+
+    def full(path: Path, content: bytes) -> None:
+        if path.parent.name == "records":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(path, content)
 
     options = ["--backend", "clear", "--task", "digits", "--images", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["bench", "run", *options])
-    monkeypatch.setattr(record.os, "fsync", full)
+    monkeypatch.setattr(record, "replace", full)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1

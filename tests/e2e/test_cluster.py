@@ -12,7 +12,7 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
-from bench.record import Record, records_in
+from bench.record import records_in
 from tests.e2e.command_line import CommandLine, finish, records, wait_for
 
 OPTIONS = ("--task", "digits", "--images", 2, "--threads", 1, "--precision", 0)
@@ -78,7 +78,7 @@ def test_a_trial_that_loses_every_worker_fails(bench: CommandLine, tmp_path: Pat
     assert (record.status, record.reason) == ("failed", "every worker that ran it was lost") and record.machine == {}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed(bench: CommandLine, scheduler: str, tmp_path: Path, how: signal.Signals) -> None:
     """On workers that go on: the trials of a run that is gone end at once."""
     arguments = ("run", "--task", "digits", "--cluster", scheduler, "--images", 60, "--threads", 1, "--precision", 0)
@@ -98,13 +98,6 @@ def test_interrupted_and_resumed(bench: CommandLine, scheduler: str, tmp_path: P
     assert "Several workers ran on machine" in (tmp_path / "report.html").read_text()
 
 
-def test_two_workers_work_at_once(bench: CommandLine, scheduler: str, tmp_path: Path) -> None:
-    arguments = ("run", "--backend", "fake:slow,fake", "--task", "digits", "--images", 40, "--precision", 0)
-    assert bench(*arguments, "--cluster", scheduler, "--out", tmp_path).returncode == 0
-    slow, quick = (records(tmp_path)[name] for name in ("fake:slow", "fake"))
-    assert isinstance(slow, Record) and slow.duration_s > quick.duration_s
-
-
 def test_a_killed_run_takes_its_local_cluster_with_it(bench: CommandLine, tmp_path: Path) -> None:
     run = bench.start("run", "--backend", "fake:hang", *OPTIONS, *LOCAL, "--out", tmp_path)
     bench.party("server", "backends.fake")
@@ -120,7 +113,7 @@ def test_workers_that_take_several_trials_at_once_are_refused(bench: CommandLine
     assert done.returncode == 1 and "--nthreads 1 --resources trial=1" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://"])
+@pytest.mark.parametrize("address", [pytest.param("tcp://127.0.0.1:9", marks=pytest.mark.slow), "nonsense://"])
 def test_nobody_answers(bench: CommandLine, tmp_path: Path, address: str) -> None:
     done = bench("run", "--backend", "clear", *OPTIONS, "--cluster", address, "--out", tmp_path)
     assert done.returncode == 1 and f"no Dask scheduler with a worker answers at {address}" in done.stderr

@@ -34,7 +34,7 @@ def test_fast_commands_import_nothing_slow(bench: CommandLine, arguments: tuple[
 def plain(bench: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a short run, and what ``-X importtime`` says of it."""
     folder = tmp_path_factory.mktemp("plain")
-    options = ("--backend", "clear", "--task", "digits", "--images", 3, "--seed", 7, "--threads", 1)
+    options = ("--backend", "clear", "--task", "digits", "--images", 3, "--seed", 7, "--threads", 1, "--precision", 0)
     done = bench("run", *options, "--out", folder, python=("-X", "importtime"))
     assert done.returncode == 0
     return folder, done.stderr
@@ -99,7 +99,7 @@ def test_suite_files_that_cannot_be_understood(bench: CommandLine, tmp_path: Pat
 
 
 def test_without_medmnist_the_quick_suite_runs_on_digits_and_says_so(bench: CommandLine, tmp_path: Path) -> None:
-    done = bench("run", "--backend", "clear", "--images", 5, "--out", tmp_path)
+    done = bench("run", "--backend", "clear", "--images", 5, "--precision", 0, "--out", tmp_path)
     assert done.returncode == 0
     note = "MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn)."
     assert note in done.stdout
@@ -112,7 +112,7 @@ def test_missing_data_skips_its_own_trials_only(bench: CommandLine, tmp_path: Pa
     """The file is there and damaged, so that the test is the same with and without a network."""
     (tmp_path / "breastmnist.npz").write_bytes(b"damaged")
     run = tmp_path / "run"
-    options = ("--backend", "clear", "--task", "breastmnist,digits", "--images", 5)
+    options = ("--backend", "clear", "--task", "breastmnist,digits", "--images", 5, "--precision", 0)
     done = bench("run", *options, "--data-dir", tmp_path, "--out", run)
     assert done.returncode == 1
     found = {json.loads(path.read_text())["trial"]["task"]: json.loads(path.read_text()) for path in records_in(run)}
@@ -132,7 +132,7 @@ def test_more_threads_than_cores_is_skipped(bench: CommandLine, tmp_path: Path) 
 
 def test_offline_scenario_answers_for_every_image_in_order(bench: CommandLine, tmp_path: Path) -> None:
     """More images than fit one request, the last of them not full."""
-    options = ("--backend", "clear", "--task", "digits", "--scenario", "offline", "--images", 0)
+    options = ("--backend", "clear", "--task", "digits", "--scenario", "offline", "--images", 0, "--precision", 0)
     assert bench("run", *options, "--out", tmp_path).returncode == 0
     record = records(tmp_path)["clear"]
     images = len(record.outputs.indices)

@@ -25,6 +25,7 @@ FAULTS = {
     "fake:insecure": ("insecure", "owner: ring dimension 1024 with log2(QP) = 200 is below 128 bits"),
     "clear": ("ok", ""),
 }
+QUICK = ("--task", "digits", "--precision", 0)  # no more requests than images
 SUITE = """
 name = "faults"
 
@@ -32,11 +33,13 @@ name = "faults"
 backend = [{others}]
 task = "digits"
 images = 3
+precision = 0.0
 
 [[trials]]
 backend = "fake:hang"
 task = "digits"
 images = 3
+precision = 0.0
 timeout_s = 8
 """
 
@@ -80,19 +83,7 @@ def test_report_has_a_row_for_every_trial(faults: Path) -> None:
 
 def test_memory_limit(bench: CommandLine, tmp_path: Path) -> None:
     """The same trial with too little memory and with enough of it; its earlier failure is replaced."""
-    arguments = (
-        "run",
-        "--backend",
-        "fake:greedy",
-        "--task",
-        "digits",
-        "--images",
-        2,
-        "--threads",
-        1,
-        "--out",
-        tmp_path,
-    )
+    arguments = ("run", "--backend", "fake:greedy", *QUICK, "--images", 2, "--threads", 1, "--out", tmp_path)
     assert bench(*arguments, "--memory-limit", 4).returncode == 1
     assert records(tmp_path)["fake:greedy"].status == "oom"
     assert bench(*arguments).returncode == 0
@@ -100,7 +91,7 @@ def test_memory_limit(bench: CommandLine, tmp_path: Path) -> None:
 
 
 def test_server_killed_in_the_middle_of_a_trial(bench: CommandLine, tmp_path: Path) -> None:
-    run = bench.start("run", "--backend", "fake:slow,clear", "--task", "digits", "--images", 200, "--out", tmp_path)
+    run = bench.start("run", "--backend", "fake:slow,clear", *QUICK, "--images", 200, "--out", tmp_path)
     bench.party("server", "backends.fake").kill()
     assert finish(run).returncode == 1
     found = records(tmp_path)
@@ -110,7 +101,7 @@ def test_server_killed_in_the_middle_of_a_trial(bench: CommandLine, tmp_path: Pa
 
 
 def test_interrupted_and_resumed(bench: CommandLine, tmp_path: Path) -> None:
-    options = ("--task", "digits", "--images", 60, "--order", 1)  # an order that begins with the clear backend
+    options = (*QUICK, "--images", 60, "--order", 1)  # an order that begins with the clear backend
     arguments = ("run", "--backend", "clear,fake:slow", *options, "--out", tmp_path)
     run = bench.start(*arguments)
     bench.party("server", "backends.fake")
@@ -140,7 +131,7 @@ def test_no_party_survives_a_killed_harness(bench: CommandLine, tmp_path: Path) 
 
 
 def test_a_failed_trial_is_run_again_and_a_damaged_record_is_made_again(bench: CommandLine, tmp_path: Path) -> None:
-    arguments = ("run", "--backend", "clear,fake:error", "--task", "digits", "--images", 2, "--out", tmp_path)
+    arguments = ("run", "--backend", "clear,fake:error", *QUICK, "--images", 2, "--out", tmp_path)
     assert bench(*arguments).returncode == 1
     before = records(tmp_path)
     clear = tmp_path / "records" / f"{before['clear'].key}.json"
@@ -153,7 +144,7 @@ def test_a_failed_trial_is_run_again_and_a_damaged_record_is_made_again(bench: C
 
 
 def test_two_runs_do_not_write_to_one_folder(bench: CommandLine, tmp_path: Path) -> None:
-    arguments = ("run", "--task", "digits", "--images", 60, "--precision", 0, "--out", tmp_path)
+    arguments = ("run", *QUICK, "--images", 60, "--out", tmp_path)
     first = bench.start(*arguments, "--backend", "fake:slow")
     bench.party("server", "backends.fake")
     before = (tmp_path / "run.json").read_bytes()
@@ -178,7 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_loses_no_finished_record(bench: CommandLine, small_disk: Path) -> None:
     out = small_disk / "run"
-    arguments = ("run", "--backend", "clear,fake,fake:slow", "--task", "digits", "--images", 20, "--out", out)
+    arguments = ("run", "--backend", "clear,fake,fake:slow", *QUICK, "--images", 20, "--out", out)
     done = bench(*arguments)
     assert done.returncode == 1
     assert "bench: the disk is full; free some space" in done.stderr and f"--out {out} to resume" in done.stderr

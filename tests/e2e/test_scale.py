@@ -28,6 +28,7 @@ EXPECTED: dict[str, Status] = {
     "fake:wrong": "wrong",
     "fake:hang": "timeout",
 }
+TRIALS_OF_A_KILLED_RUN = 5
 HANG_S = 4  # of a trial that hangs, starts of its processes included
 BLOCK = """
 [[trials]]
@@ -123,15 +124,16 @@ def start_up_cpu_s(bench: CommandLine, folder: Path) -> float:
 )
 def test_killed_at_random_moments_and_resumed(bench: CommandLine, tmp_path: Path, kills: int) -> None:
     """Every run is killed or interrupted once, then resumed; its records are those of a run that was left alone."""
-    file = suite(tmp_path / "many.toml", 8, 0)
+    file = suite(tmp_path / "many.toml", TRIALS_OF_A_KILLED_RUN, 0)
     assert bench("run", "--suite", file, "--out", tmp_path / "alone").returncode == 1
     expected, moments = outcomes(tmp_path / "alone"), random.Random(0)
-    assert len(expected) == 8
+    assert len(expected) == TRIALS_OF_A_KILLED_RUN
     for number in range(kills):
         out = tmp_path / str(number)
         run = bench.start("run", "--suite", file, "--out", out)
         how = (signal.SIGKILL, signal.SIGINT)[number % 2]
-        reached = moments.randrange(8)
+        wait_for(out.exists)  # its modules are loaded
+        reached = moments.randrange(TRIALS_OF_A_KILLED_RUN)
         while len(list(records_in(out))) < reached and run.poll() is None:
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 1))
