@@ -130,7 +130,6 @@ def run(
 
     from bench import suite as suites
     from bench.files import writer_of
-    from bench.trials import Options
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
@@ -150,6 +149,8 @@ def run(
         trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
     except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
+    from bench.trials import Options  # slow to import: not for a usage error
+
     trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     with ExitStack() as stack:
