@@ -100,7 +100,7 @@ widths = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 2) | st.tuples
 three_layers = st.tuples(st.integers(1, 2000), *[st.integers(1, 300)] * 3)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(widths | three_layers, st.sampled_from(["single-stream", "offline"]), st.integers(0, 2**32 - 1))
 def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed: int) -> None:
     network, images = random_network(shape, seed)
@@ -110,7 +110,7 @@ def test_a_plan_computes_its_network(shape: tuple[int, ...], scenario: str, seed
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 3), st.sampled_from(["plain", "encrypted", "offline"]), st.integers(0, 2**32 - 1))
 def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> None:
     network, images = random_cnn(np.random.default_rng(seed), depth)
