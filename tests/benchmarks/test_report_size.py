@@ -16,7 +16,7 @@ BACKENDS = ("clear", "ckks", "openfhe", "tfhe")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thousand")
-    for seed, backend in itertools.islice(itertools.product(itertools.count(), BACKENDS), 1000):
+    for seed, backend in itertools.product(range(250), BACKENDS):
         record(backend, seed=seed, n=50).save(folder / "records")
     report.write(folder)
     return folder
