@@ -34,7 +34,7 @@ def _gather(image: np.ndarray, real: np.ndarray, imaginary: np.ndarray) -> np.nd
 def unpack(plan: Plan, vectors: list[np.ndarray], images: int) -> np.ndarray:
     """Decrypted slots → logits (images, outputs)."""
     if not plan.input.batched:
-        return vectors[0].real[list(plan.output_slots)][None] * plan.output_scale
+        return vectors[0].real[np.array(plan.output_slots)].sum(axis=1)[None] * plan.output_scale
     first, second = np.split(np.real(vectors), 2)  # outputs of the images in the real, then in the imaginary parts
     return np.concatenate([first, second], axis=1)[:, :images].T * plan.output_scale
 

@@ -85,7 +85,7 @@ class Candidate:
     step: Packed
     diagonals: Callable[[], np.ndarray]
     request: Input | None = None  # of a first layer
-    output_slots: tuple[int, ...] = ()  # of a last layer
+    output_slots: tuple[tuple[int, ...], ...] = ()  # of a last layer, see `Plan`
 
     def complete(self) -> Packed:
         """Without the products whose weights are all zero."""
@@ -116,9 +116,8 @@ def _candidate(
     if target.grid:
         kind += f", to a grid {target.grid.height} × {target.grid.width} step {target.grid.step}"
     step = Packed(kind, 1, terms, np.zeros((0, slots)), folds, np.tile(bias, slots // target.period)[None], real_part)
-    return Candidate(
-        step, lambda: np.array([vector(c, e) for c, e in offsets]), request, tuple(target.positions.tolist())
-    )
+    output_slots = tuple((slot,) for slot in target.positions.tolist())
+    return Candidate(step, lambda: np.array([vector(c, e) for c, e in offsets]), request, output_slots)
 
 
 def _powers(n: int) -> list[int]:
@@ -265,8 +264,11 @@ def middle_layer(
         yield _candidate(affine, target, used, vector, baby, _folds(rows, period, radix), slots)
 
 
-def last_layer(affine: Affine, source: Layout, slots: int, radices: tuple[int, ...]) -> Iterator[Candidate]:
-    """Besides `middle_layer`: one product, row r in block r of the period, summed into the block's first slot."""
+def last_layer(
+    affine: Affine, source: Layout, slots: int, radices: tuple[int, ...], client_adds: bool = True
+) -> Iterator[Candidate]:
+    """Besides `middle_layer`: one product, row r in block r of the period. The client adds up the slots of a block, or
+    the server does so, into its first slot."""
     outputs, period = len(affine.weight), source.period
     yield from middle_layer(affine, source, compact(outputs), slots, radices)
     if outputs * period > slots:
@@ -279,11 +281,12 @@ def last_layer(affine: Affine, source: Layout, slots: int, radices: tuple[int, .
 
     bias = np.zeros((slots // period, period))
     bias[:outputs, 0] = affine.bias
-    for radix in radices:
-        folds = _folds(1, period, radix)
-        kind = f"row by block, folds {[len(f) + 1 for f in folds]}"
+    for folds in [()] if client_adds else [_folds(1, period, radix) for radix in radices]:
+        kind = f"row by block, {'added up by the client' if client_adds else f'folds {[len(f) + 1 for f in folds]}'}"
         step = Packed(kind, 1, (Term(0, 0, 0, 0, 0),), np.zeros((0, slots)), folds, bias.reshape(1, slots))
-        yield Candidate(step, diagonals, output_slots=tuple(row * period for row in range(outputs)))
+        added = source.positions.tolist() if client_adds else [0]
+        output_slots = tuple(tuple(row * period + slot for slot in added) for row in range(outputs))
+        yield Candidate(step, diagonals, output_slots=output_slots)
 
 
 # -- one image in each slot ---------------------------------------------------------------------------------------------

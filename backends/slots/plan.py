@@ -107,7 +107,8 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """parameters, input packing, one step for each affine map, and where the logits are: slot ``output_slots[k]``.
+    """parameters, input packing, one step for each affine map, and where the logits are: logit k is the sum of the slots
+    ``output_slots[k]`` of the response.
 
     encrypted: whether the server gets the weights as ciphertexts (and its artifact none).
     """
@@ -115,7 +116,7 @@ class Plan:
     parameters: Parameters
     input: Input
     steps: tuple[Step, ...]
-    output_slots: tuple[int, ...]
+    output_slots: tuple[tuple[int, ...], ...]
     output_scale: float
     encrypted: bool = False
 
@@ -215,7 +216,7 @@ class Plan:
             parameters=Parameters(**parameters),
             input=Input(**header["input"], real=values["real"], imaginary=values["imaginary"]),
             steps=tuple(steps),
-            output_slots=tuple(header["output_slots"]),
+            output_slots=tuple(map(tuple, header["output_slots"])),
             output_scale=header["output_scale"],
             encrypted=header["encrypted"],
         )

@@ -27,7 +27,8 @@ RING_DIMENSIONS = (8192, 16384, 32768)
 PRIMES_PER_SQUARE = (1, 2)
 LARGEST_PRIME_BITS = 60
 FIRST_GUESS_BITS, MINIMUM_BITS, MAXIMUM_BITS = 12, 6, 24  # of the values between layers, relative to their range
-TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case; the promise is 1e-2
+TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case of a few images; the promise for any is 1e-2
+BATCH_TARGET_LOGIT_ERROR = 2e-3  # the worst of thousands of images is worse
 HEAD_ROOM_BITS = 2
 MAX_EXTRA_STATE_BITS = 12
 SIMULATED_IMAGES, FEW_IMAGES = 32, 8
@@ -41,17 +42,19 @@ def plan(
     *,
     scenario: str = "single-stream",
     objective: Objective = "server",
+    client_adds: bool = True,
     hoisting: bool = False,
     encrypted: bool = False,
 ) -> Plan:
     """The cheapest plan that the library can run at 128 bits with logit errors below `TARGET_LOGIT_ERROR`.
 
-    calibration: (n, inputs) flattened images, on which the error is simulated. hoisting: whether larger radices of
-    rotate-and-sum are worth trying. encrypted: the model too; then every scenario gets one image a request. Raises
-    BackendError if no ring dimension up to 32768 holds the network.
+    calibration: (n, inputs) flattened images, on which the error is simulated. client_adds: whether the client may add up
+    the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
+    model too; then every scenario gets one image a request. Raises BackendError if no ring dimension up to 32768 holds
+    the network.
     """
     best, best_ms = None, math.inf
-    for ring_dimension, primes in product(RING_DIMENSIONS, PRIMES_PER_SQUARE):
+    for ring_dimension, primes, rotate_fresh in product(RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)):
         if best and ring_dimension > 2 * best.parameters.ring_dimension:
             break
         batched = scenario == "offline" and not encrypted
@@ -62,7 +65,16 @@ def plan(
             layout = _batched(blocks, precision)
         else:
             parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-            layout = packed(blocks, parameters, table, objective, hoisting=hoisting, encrypted=encrypted)
+            layout = packed(
+                blocks,
+                parameters,
+                table,
+                objective,
+                client_adds=client_adds,
+                rotate_fresh=rotate_fresh,
+                hoisting=hoisting,
+                encrypted=encrypted,
+            )
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
@@ -81,8 +93,8 @@ def plan(
 
 def _batched(blocks: Blocks, precision: Precision) -> Plan:
     request, steps = packing.batched(blocks.affines)
-    outputs = tuple(range(len(blocks.affines[-1].bias)))  # one ciphertext each
-    return Plan(precision.parameters(precision.scales(FIRST_GUESS_BITS)), request, steps, outputs, blocks.output_scale)
+    parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
+    return Plan(parameters, request, steps, (), blocks.output_scale)  # each logit has a ciphertext of its own
 
 
 @dataclass(frozen=True)
@@ -99,11 +111,15 @@ def packed(
     table: dict[str, list[float]],
     objective: Objective = "server",
     *,
+    client_adds: bool = True,
+    rotate_fresh: bool = True,
     hoisting: bool = False,
     encrypted: bool = False,
 ) -> Plan | None:
     """The cheapest layouts for these parameters: dynamic programming over those between layers; the objective chooses the
-    first layer, with what it asks of the client. None if a layer does not fit into the slots."""
+    first layer, with what it asks of the client. rotate_fresh: whether ciphertexts of the request may be rotated before
+    their products, where their scale is small and the noise of key switching counts most. None if a layer does not fit
+    into the slots."""
     affines, radices = blocks.affines, (2, 4, 8) if hoisting else (2,)
     slots, tails = parameters.slots, dict[tuple, _Tail | None]()
 
@@ -125,8 +141,8 @@ def packed(
     def cheapest(index: int, source: Layout) -> _Tail | None:
         affine = affines[index]
         if index == len(affines) - 1:
-            options = [_Tail(ms(index, c), (c,)) for c in packing.last_layer(affine, source, slots, radices)]
-            return min(options, key=lambda option: option.ms, default=None)
+            candidates = packing.last_layer(affine, source, slots, radices, client_adds)
+            return min((_Tail(ms(index, c), (c,)) for c in candidates), key=lambda t: t.ms, default=None)
         options = []
         for target in packing.layouts(affine.shape or affine.bias.shape, source, affines[index - 1].shape):
             candidates = list(packing.middle_layer(affine, source, target, slots, radices))
@@ -143,6 +159,8 @@ def packed(
         if rest is None:
             continue
         for first in packing.first_layer(affines[0], target, slots, radices):
+            if not rotate_fresh and any(term.baby for term in first.step.terms):
+                continue
             chosen = (first, *rest.candidates)
             ciphertexts = len(first.request.real)
             server_ms = costs.request_ms(ciphertexts, parameters, table) + ms(0, first) + rest.ms
@@ -286,9 +304,10 @@ def _smallest(
     def admitted(bits: int) -> Scales | None:
         return next(filter(admissible, (precision.scales(bits, extra) for extra in range(MAX_EXTRA_STATE_BITS))), None)
 
-    missing = math.log2(max(error(precision.scales(FIRST_GUESS_BITS)), 1e-9) / TARGET_LOGIT_ERROR)
+    target = BATCH_TARGET_LOGIT_ERROR if precision.batched else TARGET_LOGIT_ERROR
+    missing = math.log2(max(error(precision.scales(FIRST_GUESS_BITS)), 1e-9) / target)
     bits = max(MINIMUM_BITS, FIRST_GUESS_BITS + math.ceil(missing) - 1)
-    while bits < MAXIMUM_BITS and error(precision.scales(bits)) > TARGET_LOGIT_ERROR:
+    while bits < MAXIMUM_BITS and error(precision.scales(bits)) > target:
         bits += 1
     for fewer in range(bits, max(MINIMUM_BITS, bits - 2) - 1, -1):
         scales = admitted(fewer)
@@ -298,7 +317,7 @@ def _smallest(
             return candidate(scales)
         best, improved = error(scales, FEW_IMAGES), True
         while improved:
-            if best < TARGET_LOGIT_ERROR and error(scales) <= TARGET_LOGIT_ERROR:
+            if best < target and error(scales) <= target:
                 return candidate(scales)
             improved = False
             for neighbour in filter(admissible, scales.neighbours()):

@@ -30,17 +30,26 @@ def variants(library: Library, folder: Path, *, hoisting: bool, naive: tuple[Cal
         "": (owner, *parties),
         "upload": (partial(owner, objective="upload"), *parties),
         "memory": (partial(owner, objective="memory"), *parties),
+        "logits": (partial(owner, client_adds=False), *parties),
         "naive": naive,
     }
 
 
 class SlotsOwner:
-    """folder: holds the library's ``costs.json``. hoisting: whether rotations of one ciphertext share work."""
+    """folder: holds the library's ``costs.json``. hoisting: whether rotations of one ciphertext share work. For the others
+    see `planner.plan`."""
 
     def __init__(
-        self, library: Library, folder: Path, *, hoisting: bool, objective: planner.Objective = "server"
+        self,
+        library: Library,
+        folder: Path,
+        *,
+        hoisting: bool,
+        objective: planner.Objective = "server",
+        client_adds: bool = True,
     ) -> None:
-        self._library, self._hoisting, self._objective = library, hoisting, objective
+        self._library, self._hoisting = library, hoisting
+        self._objective, self._client_adds = objective, client_adds
         self._costs = costs.load(folder)
 
     def plan(self, job: Job) -> tuple[blocks.Blocks, Plan]:
@@ -52,6 +61,7 @@ class SlotsOwner:
             job.calibration.reshape(len(job.calibration), -1),
             scenario=job.scenario,
             objective=self._objective,
+            client_adds=self._client_adds,
             hoisting=self._hoisting,
             encrypted=job.model_privacy == "encrypted",
         )

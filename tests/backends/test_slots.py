@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -145,7 +145,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
     image = random.uniform(-1, 1, (1, inputs))
     expected = image @ affine.weight.T + affine.bias
     parameters = scaled(2 * SLOTS, [inputs], 12)
-    output_slots = tuple(range(outputs))
+    output_slots = tuple((slot,) for slot in range(outputs))
     candidates = list(packing.first_layer(affine, packing.compact(outputs), SLOTS, (2, 4)))
     assert candidates
     for first in candidates:
@@ -158,7 +158,7 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
         source = packing.compact(inputs)
         first = next(packing.first_layer(identity, source, SLOTS, (2,)))
         parameters = scaled(2 * SLOTS, [inputs, inputs], 12)
-        for last in packing.last_layer(affine, source, SLOTS, (2, 8)):
+        for last in chain(*(packing.last_layer(affine, source, SLOTS, (2, 8), adds) for adds in (True, False))):
             steps = first.complete(), last.complete()
             result = simulated(Plan(parameters, first.request, steps, last.output_slots, 1.0), image)
             np.testing.assert_allclose(result, image**2 @ affine.weight.T + affine.bias)
@@ -229,6 +229,16 @@ def test_objectives_trade_what_they_name() -> None:
     assert ciphertexts["upload"] == 1
     assert milliseconds["server"] == min(milliseconds.values())
     assert len(by["memory"].keys.rotations) <= len(by["server"].keys.rotations)
+
+
+def test_the_client_adds_up_the_last_products_unless_the_server_has_to() -> None:
+    network, images = random_network((784, 64, 9), 3)
+    blocks, flat = from_network(network, images), images.reshape(8, -1)
+    adding, logits = (planner.plan(blocks, Simulator(), COSTS, flat, client_adds=adds) for adds in (True, False))
+    assert not adding.steps[-1].rotations and [len(slots) for slots in adding.output_slots] == [64] * 9
+    assert logits.steps[-1].rotations and [len(slots) for slots in logits.output_slots] == [1] * 9
+    for plan in (adding, logits):
+        np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
 
 def test_predicted_operations_are_the_executed_ones() -> None:

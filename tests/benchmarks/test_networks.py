@@ -12,8 +12,8 @@ from models.network import Flatten, Linear, Network, Polynomial
 from tests.benchmarks.by_hand import OpenfheByHand, SealByHand
 
 HAND = {"ckks": SealByHand, "openfhe": OpenfheByHand}
-VARIANTS = ["ckks", "openfhe", pytest.param("ckks:naive", marks=pytest.mark.slow)]
-VARIANTS += [pytest.param("openfhe:naive", marks=pytest.mark.slow)]
+PLANNED = ["ckks", "openfhe", "ckks:logits", "openfhe:logits"]
+VARIANTS = [*PLANNED, *(pytest.param(f"{name}:naive", marks=pytest.mark.slow) for name in HAND)]
 
 
 def fcnn(outputs: int) -> Network:
@@ -82,7 +82,7 @@ def test_inference_by_hand(hand, benchmark) -> None:
 
 
 @pytest.mark.benchmark(group="784-64-9, one image: inference alone")
-@pytest.mark.parametrize("single", ["ckks", "openfhe"], indirect=True, scope="module")
+@pytest.mark.parametrize("single", PLANNED, indirect=True, scope="module")
 def test_inference(single, benchmark) -> None:
     client, server, _ = single
     benchmark(server.infer, server.deserialise(client.serialise(client.encrypt(images(1)))))
