@@ -27,7 +27,8 @@ from models.network import Network
 from models.tasks import Dataset, Task, normalise
 
 CALIBRATION_IMAGES = 256
-OFFLINE_REQUESTS = 3  # samples, at least
+OFFLINE_REQUESTS = 3  # samples, at least, but of long requests
+LONG_REQUEST_S = 60.0  # such a request is its own warm-up, and is not repeated to fill OFFLINE_REQUESTS
 REQUEST_STAGES: list[tuple[Role, str]] = [
     ("client", "encrypt"), ("client", "serialise"), ("server", "deserialise"), ("server", "infer"),
     ("server", "serialise"), ("client", "deserialise"), ("client", "decrypt"),
@@ -242,11 +243,16 @@ def _measure(
             measured.add(server, "load_model", server.call("load_model", **model.blobs))
 
         requests = _requests(images, measured.report.batch, trial.scenario)
-        for number, request in enumerate(requests):
+        number = 0
+        while number < len(requests):
+            request, asked = requests[number], time.monotonic()
             stage = "infer" if request.phase == "sample" else request.phase
             progress(stage, 0.2 + 0.8 * number / len(requests))
             logits = _ask(client, server, request, subject.lowered.outputs, measured)
             measured.logits.append(logits[: request.results])
+            if request.phase == "cold" and time.monotonic() - asked > LONG_REQUEST_S:
+                requests = [request, *(r for r in requests if r.results)]
+            number += 1
 
         samples, repeating = [r for r in requests if r.phase == "sample"], time.monotonic()
         for request in itertools.cycle(samples):
@@ -286,6 +292,7 @@ def ask_owner(owner: Party, operation: str, trial: Trial, variant: str, subject:
 def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
     """All requests of a trial: the cold first call and one warm-up, both with the images of the first sample, then
     the samples. offline: each request is full, by repeating its images, and there are at least OFFLINE_REQUESTS samples.
+    If the cold call takes longer than LONG_REQUEST_S, neither the warm-up nor repetitions of images are asked for.
     """
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     full = [np.resize(b, (batch, *b.shape[1:])) if scenario == "offline" else b for b in batches]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
     "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
-    "fcnn@balanced": "with 32 hidden units on pooled images; this is what fcnn means for integers",
+    "fcnn@balanced": "with 24 hidden units on pooled images; this is what fcnn means for integers",
     "fcnn@accurate": "with 64 hidden units on whole images",
     "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
     "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",

@@ -44,6 +44,7 @@ class Simulator:
         self._noise_of, self._random = noise_of, np.random.default_rng(0)
         self._library = library or self
         self._keys: set[int] = set()
+        self._stacked: tuple[Sequence[Vector], np.ndarray] = (), np.zeros(0)
         self.counts: dict[str, int] = {}
 
     # Library
@@ -131,8 +132,9 @@ class Simulator:
         self._count("multiply_scalar", np.count_nonzero(weights))
         self._count("add", np.count_nonzero(weights) - 1)
         rounded = np.round(np.asarray(weights) * scale) / scale if self._noise_of else np.asarray(weights)
-        values = np.tensordot(rounded, np.array([c.values for c in ciphers]), 1)
-        return Vector(values, ciphers[0].scale * scale, level)
+        if self._stacked[0] is not ciphers:  # the sums of a layer are all over the same ciphertexts
+            self._stacked = ciphers, np.array([c.values for c in ciphers])
+        return Vector(rounded @ self._stacked[1], ciphers[0].scale * scale, level)
 
     def square(self, a: Vector) -> Vector:
         return self._made("square", a.values**2, a.scale**2, a.level)

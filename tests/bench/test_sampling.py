@@ -55,6 +55,15 @@ def test_requests_are_repeated_as_asked(tmp_path: Path, options: dict, end: str,
     assert len(record.outputs.encrypted_logits) == 7  # repeats give no further results
 
 
+def test_a_long_request_is_its_own_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LONG_REQUEST_S", 0.0)
+    trial = msgspec.structs.replace(TRIAL, precision=0.0, scenario="offline")
+    record = runner.run(trial, subject(), tmp_path, silent)
+    infer = record.stage("server", "infer")
+    assert (len(infer.wall_s), infer.warmup_wall_s) == (1, []) and infer.cold_wall_s > 0
+    assert len(record.outputs.encrypted_logits) == 7
+
+
 def test_a_trial_that_ends_early_says_so(tmp_path: Path) -> None:
     record = runner.run(msgspec.structs.replace(TRIAL, backend="fake:crash"), subject(), tmp_path, silent)
     assert record.sampling_ended == "" and record.conditions.calibration_after_s > 0
