@@ -151,15 +151,16 @@ class Program:
         e = self.evaluator
         scale, level = 2.0 ** self.plan.parameters.weight_scale_bits[index], self.plan.level(index)
 
-        def affine(inputs: list[Cipher], sign: float) -> list[Cipher]:
-            return [
-                e.add_plain(e.weighted_sum(inputs, sign * weights, scale, level), bias)
-                for weights, bias in zip(step.weight, loaded.biases)
-            ]
+        def affine(inputs: list[Cipher], sign: float) -> Iterator[Cipher]:
+            for weights, bias in zip(step.weight, loaded.biases):
+                yield e.add_plain(e.weighted_sum(inputs, sign * weights, scale, level), bias)
 
         if step.split:
-            sums = affine(ciphers, 1.0)
-            conjugates = [e.conjugate(y) for y in sums]
-            return [e.add(*pair) for pair in zip(sums, conjugates)] + [e.sub(*pair) for pair in zip(sums, conjugates)]
+            first, second = [], []
+            for y in affine(ciphers, 1.0):  # one after another: a layer may be gigabytes
+                conjugate = e.conjugate(y)
+                first.append(e.add(y, conjugate))
+                second.append(e.sub(y, conjugate))
+            return first + second
         half = len(ciphers) // 2
-        return affine(ciphers[:half], 1.0) + affine(ciphers[half:], step.second_sign)
+        return [*affine(ciphers[:half], 1.0), *affine(ciphers[half:], step.second_sign)]
