@@ -258,6 +258,8 @@ def function(plan: Plan, widths: Sequence[Width], exactness: Any) -> Callable[[A
                 if step.rounding:
                     x = fhe.hint(x, bit_width=affines[id(step)].bits)
                     x = fhe.round_bit_pattern(x, lsbs_to_remove=step.dropped_bits, exactness=exactness)
+                    # else calibration images that use half of the range or less get a table of zeros from Concrete
+                    x = fhe.hint(x, bit_width=affines[id(step)].bits)
             elif isinstance(step, Table):
                 x = fhe.univariate(step.__call__)(x)
             else:

@@ -166,11 +166,18 @@ def _compile(plan: Plan, widths: Sequence[Width], job: Job, chosen: Options, bat
     evaluate = circuit.function(plan, widths, getattr(fhe.Exactness, chosen.exactness.upper()))
     requests = [np.resize(integers[i:], (batch, *integers.shape[1:])) for i in range(0, len(integers), batch)]
     try:
-        return fhe.Compiler(evaluate, {"x": "encrypted"}).compile(requests, configuration)
+        compiled = fhe.Compiler(evaluate, {"x": "encrypted"}).compile(requests, configuration)
     except RuntimeError as error:
         raise BackendError(
             f"Concrete cannot compile this network: {error}; train it with fewer bits, or allow other parameters"
         ) from error
+    tables = batch * sum(width.elements for width in widths[:-1])
+    if compiled.programmable_bootstrap_count < tables:
+        raise BackendError(
+            f"Concrete compiled {tables} activations to {compiled.programmable_bootstrap_count} bootstraps, so some of "
+            "them are constant: train the integer lowering again"
+        )
+    return compiled
 
 
 def _archives(compiled: Any, folder: Path) -> tuple[bytes, bytes]:

@@ -129,6 +129,26 @@ def test_circuit_is_exactly_the_network(make):
     assert logits.std(0).max() > 0.05
 
 
+def unused_range() -> Network:
+    """A step whose accumulators stay in the middle of their range on all images."""
+    layers = list(tiny().layers)
+    wide = dataclasses.replace(layers[4], scale=2 * layers[4].scale)
+    return dataclasses.replace(tiny(), layers=(*layers[:4], wide, ReLU(), Quantise(wide.scale, 1), *layers[7:]))
+
+
+def test_no_activation_becomes_constant():
+    network = unused_range()
+    width, _ = circuit.widths(circuit.plan(network), IMAGES)
+    assert width.reach < 0.5
+    parties = Parties(Owner().prepare(Job(network, calibration=IMAGES, options={"p_error": 1e-5})))
+    _, different = np.unique(network.forward(IMAGES)[:, 0], return_index=True)
+    images = IMAGES[different[:6]]
+    assert len(images) > 1
+    clear = network.forward(images)
+    encrypted = np.concatenate([parties.logits(image[None]) for image in images])
+    assert np.mean(np.isclose(encrypted, clear, atol=1e-4)) > 0.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [exact, convolutional])
 def test_other_networks_run_encrypted(make):
