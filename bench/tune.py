@@ -11,6 +11,7 @@ for each trial; ``frontier.json``, ``frontier.csv`` and ``frontier.html``.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -74,13 +75,25 @@ def space(trial: optuna.Trial, model: str) -> tuple[presets.Preset, dict[str, An
             "pooling": trial.suggest_categorical("pooling", [1, 2, 4]),
         }
     options = {
-        "p_error": trial.suggest_categorical("p_error", [0.2, 0.05, 0.01, 1e-3, 1e-5]),
+        "p_error": trial.suggest_categorical("p_error", [0.2, 0.05, 0.01, 1e-3, 1e-4]),
         "exactness": trial.suggest_categorical("exactness", ["approximate", "exact"]),
         "glwe_dimensions": {"1": [1], "1-2": [1, 2], "any": []}[
             trial.suggest_categorical("glwe_dimensions", ["1", "1-2", "any"])
         ],
     }
     return presets.Preset(bits, "polynomial" if activation == "square" else "float", architecture), options
+
+
+def known(model: str) -> list[dict[str, Any]]:
+    """The shipped presets of a model as points of `space`, from which a search starts."""
+    points = []
+    for name, preset in presets.PRESETS.items():
+        bits = dataclasses.asdict(preset.bits)
+        if name.partition("@")[0] == model and bits["accumulator_bits"] is not None:
+            activation = "square" if preset.real == "polynomial" else "relu"
+            options = {"p_error": 1e-4, "exactness": "approximate", "glwe_dimensions": "1"}
+            points.append({"activation": activation, **bits, "pooling": 1, **preset.architecture, **options})
+    return points
 
 
 class Search:
@@ -99,6 +112,8 @@ class Search:
             sampler=optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=12),
         )
         self.study.set_metric_names(list(DIRECTIONS))
+        for point in known(model):
+            self.study.enqueue_trial(point, skip_if_exists=True)
 
     @property
     def finished(self) -> list[optuna.trial.FrozenTrial]:

@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from bench import tune
+from models.presets import PRESETS
 
 
 def test_times_are_read():
@@ -28,6 +29,17 @@ def test_every_choice_of_the_space_makes_a_preset():
         seen.add((preset.real, preset.bits.activation_bits == 1))
         assert set(options) == {"p_error", "exactness", "glwe_dimensions"}
     assert len(seen) >= 3
+
+
+def test_a_search_starts_from_the_presets():
+    study = optuna.create_study(directions=["maximize"] * 3)
+    points = tune.known("fcnn")
+    for point in points:
+        study.enqueue_trial(point)
+    made = [tune.space(study.ask(), "fcnn")[0] for _ in points]
+    shipped = [PRESETS[f"fcnn@{name}"] for name in ("fast", "balanced", "accurate")]
+    assert [preset.bits for preset in made] == [preset.bits for preset in shipped]
+    assert [preset.architecture for preset in made] == [{"pooling": 1} | preset.architecture for preset in shipped]
 
 
 def test_frontier_is_written_as_data_and_chart(tmp_path):
