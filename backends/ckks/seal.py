@@ -158,13 +158,14 @@ class SealEvaluator:
         return plain
 
     def add(self, a: Cipher, b: Cipher) -> Cipher:
+        b.scale = a.scale  # equal up to rounding of floats, which SEAL would take for a mistake
         return self._new(self._evaluator.add, a, b)
 
     def sub(self, a: Cipher, b: Cipher) -> Cipher:
         return self._new(self._evaluator.sub, a, b)
 
     def add_plain(self, a: Cipher, p: Plain) -> Cipher:
-        p.scale = a.scale  # equal up to rounding of floats, which SEAL would take for a mistake
+        p.scale = a.scale  # as in `add`
         return self._new(self._evaluator.add_plain, a, p)
 
     def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:

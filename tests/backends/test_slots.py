@@ -456,3 +456,16 @@ def test_true_relu_is_the_chebyshev_series_of_the_float_network() -> None:
     assert np.abs(answer(client, server, images[:1]) - expected).max() < 1e-5
     agreement = approximate.forward(images.reshape(16, -1)).argmax(axis=1) == network.forward(images).argmax(axis=1)
     assert agreement.mean() >= relu.AGREEMENT
+
+
+def test_scales_that_differ_by_rounding_add_up() -> None:
+    """As those of an encrypted bias and of the sum it belongs to, in deep networks."""
+    library, parameters = (
+        importlib.import_module("backends.ckks").LIBRARY,
+        Parameters(8192, 50, 50, 1, 50, 20, (20, 20)),
+    )
+    client, evaluator = library.client(parameters), library.evaluator(parameters)
+    evaluator.load_keys(client.keygen(KeyRequest((), False, True)))
+    vector, scales = np.linspace(-1, 1, parameters.slots), (2.0**40, 2.0**40 * (1 + 1e-12))
+    a, b = (evaluator.deserialise(client.serialise(client.encrypt(vector, scale))) for scale in scales)
+    np.testing.assert_allclose(client.decrypt(evaluator.add(a, b), scales[0]), 2 * vector, atol=1e-5)
