@@ -73,6 +73,8 @@ def ours(claim: Claim, trials: list[Trial]) -> tuple[float, Trial] | None:
 
 def _same_work(claim: Claim, trial: Trial) -> bool:
     known = trial | {"lowering": json.loads(trial.get("network") or "{}").get("lowering")}
+    if "@" not in claim.ours.get("model", "@"):  # a model stands for all its presets
+        known["model"] = trial["model"].partition("@")[0]
     return all(known.get(name) == wanted for name, wanted in claim.ours.items())
 
 

@@ -94,7 +94,7 @@ def test_claims_name_columns_and_sources():
 def test_claims_stand_beside_our_best_trial_of_the_same_work():
     records = [
         record("tfhe", n=100),
-        record("tfhe", n=100, seed=1),
+        record("tfhe", n=100, seed=1, model="fcnn@fast"),
         record("tfhe", "pneumoniamnist", n=3, seed=2),
         failed("oom", "x"),
     ]
