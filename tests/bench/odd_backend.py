@@ -80,7 +80,9 @@ class Server(clear.Server):
             print("license expired", file=sys.stderr)
             sys.exit(3)
         if self._variant == "child":
-            subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(3600 + {os.getppid()})"])
+            work = f"import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ntime.sleep(3600 + {os.getppid()})"
+            child = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE)
+            child.stdout.readline()
         if self._variant == "allocates":
             self._ballast = array_to_bytes(np.ones(25_000_000))
         if self._variant == "releases":

@@ -66,8 +66,16 @@ def test_keys_are_counted_by_name(odd: Odd) -> None:
     assert (sizes["header_key_bytes"], sizes["self_key_bytes"], sizes["blobs_key_bytes"]) == (1, 2, 0)
 
 
-def test_children_of_a_party_end_with_it(odd: Odd) -> None:
-    assert odd("child").status == "ok"
+def test_children_of_a_party_end_with_it_and_their_work_counts_as_our_own(odd: Odd) -> None:
+    def used() -> float:
+        return sum(os.times()[:4])
+
+    start = used()
+    none = odd("none").status, used() - start
+    start = used()
+    child = odd("child").status, used() - start
+    assert none[0] == child[0] == "ok"
+    assert child[1] - none[1] > 1.5  # of two requests and their warm-up, a second each
     assert not [p for p in psutil.process_iter(["cmdline"]) if f"sleep(3600 + {os.getpid()})" in str(p.info["cmdline"])]
 
 
