@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,12 @@ class Plan:
     def affines(self) -> list[Affine]:
         return [step for step in self.steps if isinstance(step, Affine)]
 
+    @property
+    def parts(self) -> int:
+        """Of each logit, see `split`."""
+        last = self.affines[-1]
+        return len(last.weight) // last.bias.size
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -109,7 +115,9 @@ class Ends:
         return np.round(x / self.input_scale).astype(np.int64)
 
     def logits(self, integers: np.ndarray) -> np.ndarray:
-        return (integers + self.output_bias) * self.output_unit
+        """integers: (images, parts · outputs), as `split` orders them."""
+        sums = integers.reshape(len(integers), -1, len(self.output_bias)).sum(1)
+        return (sums + self.output_bias) * self.output_unit
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON, which `read` reads."""
@@ -153,6 +161,30 @@ def plan(network: Network) -> Plan:
     if not steps or not isinstance(steps[-1], Affine):
         raise BackendError("the last layer of an integer network must be linear")
     return Plan(before, input_scale, tuple(steps))
+
+
+def split(plan: Plan, bits: int) -> Plan:
+    """The last layer as partial sums of at most `bits` bits for all inputs that there can be; the client adds them up.
+
+    A part takes as many inputs as fit, at least one: outputs 0, 1, … of the first part, then those of the second.
+    """
+    last = plan.affines[-1]
+    if not isinstance(last.layer, Linear):
+        return plan
+    tables = [step for step in plan.steps if isinstance(step, Table)]
+    source = tables[-1].layers[-1] if tables else next(layer for layer in plan.before if isinstance(layer, Quantise))
+    ends = np.sort(np.multiply.outer(source.range, last.weight), axis=0)  # type: ignore[union-attr]
+    parts, start = [], 0
+    for stop in range(1, last.weight.shape[1] + 1):
+        low, high = ends[:, :, start:stop].sum(2)
+        if stop - start > 1 and signed_bits(int(low.min()), int(high.max())) > bits:
+            parts.append(slice(start, stop - 1))
+            start = stop - 1
+    parts.append(slice(start, None))
+    weight = np.zeros((len(parts), *last.weight.shape), last.weight.dtype)
+    for part, inputs in zip(weight, parts, strict=True):
+        part[:, inputs] = last.weight[:, inputs]
+    return replace(plan, steps=(*plan.steps[:-1], replace(last, weight=weight.reshape(-1, last.weight.shape[1]))))
 
 
 def _affine(layer: Linear | Conv2d, scale: float, after: list[Layer]) -> Affine:

@@ -34,6 +34,7 @@ class Options:
         It also sets how much noise approximate rounding adds; up to 5 bits, 1e-4 costs 5 % more than 0.01.
     exactness: of the rounding, ``approximate`` (free) or ``exact`` (one more PBS for each dropped bit).
     widest_bits: that a PBS may read; cost, keys and key generation double with each bit.
+    logit_bits: of what the server sends; wider logits go as partial sums, which the client adds up. 0: never.
     glwe_dimensions: that the optimiser may choose. Its cost model leaves out that Concrete transforms the bootstrap
         key anew in each run; a small dimension makes a small key, and these networks have few bootstraps.
     """
@@ -41,6 +42,7 @@ class Options:
     p_error: float = 1e-4
     exactness: str = "approximate"
     widest_bits: int = 7
+    logit_bits: int = 8
     glwe_dimensions: tuple[int, ...] = (1,)
 
 
@@ -50,10 +52,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sadhana2025": {"widest_bits": 16, "glwe_dimensions": ()},
 }
 
+VARIANTS: dict[str, dict[str, Any]] = {"logits": {"logit_bits": 0}}
+
 
 def options(job: Job) -> Options:
     """Raises BackendError for an unknown option."""
-    preset = PRESETS.get(job.network.model.partition("@")[2], {})
+    preset = PRESETS.get(job.network.model.partition("@")[2], {}) | VARIANTS.get(job.variant, {})
     try:
         chosen = replace(Options(), **(preset | job.options))
     except TypeError as error:
@@ -116,6 +120,8 @@ def _plan(job: Job) -> tuple[Options, Plan, list[Width]]:
     if len(job.calibration) == 0:
         raise BackendError("compiling needs calibration images: pass some of the training split")
     plan = circuit.plan(network)
+    if chosen.logit_bits:
+        plan = circuit.split(plan, chosen.logit_bits)
     widths = circuit.widths(plan, calibration(job.calibration))
     _require_narrow(widths[:-1], chosen.widest_bits)  # the last layer is decrypted, not bootstrapped
     return chosen, plan, widths
@@ -237,6 +243,7 @@ def _choices(network: Network, plan: Plan, widths: Sequence[Width], chosen: Opti
         "accumulator_bits": [width.bits for width in widths],
         "bootstrap_bits": [width.read_bits for width in widths[:-1]],
         "rounding": [f"{a.rounding.bits} bits" if a.rounding else "none" for a in plan.affines[:-1]],
+        "logit_parts": plan.parts,
         "client_pooling": pooling[0] if pooling else 1,
         "encrypted_inputs": int(np.prod(plan.quantise(np.zeros((1, *network.input_shape))).shape)),
     }

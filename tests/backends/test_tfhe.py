@@ -7,6 +7,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, frame, owner, security
@@ -127,6 +129,31 @@ def test_circuit_is_exactly_the_network(make):
     logits = circuit.Ends.of(plan).logits(circuit.simulate(plan, plan.quantise(IMAGES))[-1])
     np.testing.assert_allclose(logits, network.forward(IMAGES), atol=1e-9)
     assert logits.std(0).max() > 0.05
+
+
+@settings(deadline=None, max_examples=50)
+@given(hidden=st.integers(1, 30), bits=st.integers(2, 12), seed=st.integers(0, 1000))
+def test_split_logits_are_narrow_and_add_up(hidden, bits, seed):
+    whole = circuit.plan(tiny(hidden, seed))
+    parts = circuit.split(whole, bits)
+    x = whole.quantise(IMAGES)
+    expected, sent = circuit.simulate(whole, x)[-1], circuit.simulate(parts, x)[-1]
+    np.testing.assert_array_equal(circuit.Ends.of(parts).logits(sent), circuit.Ends.of(whole).logits(expected))
+    last = parts.affines[-1].weight
+    widest = circuit.signed_bits(0, int(3 * np.abs(last).sum(1).max()))  # activations of 3 bits are -3 … 3
+    assert widest <= bits or np.count_nonzero(last, axis=1).max() == 1
+    assert 1 <= parts.parts <= hidden
+    if parts.parts > 1:  # no more parts than it takes
+        first_two = last[: 2 * 3].reshape(2, 3, -1).sum(0)
+        assert circuit.signed_bits(0, int(3 * np.abs(first_two).sum(1).max())) > bits
+
+
+def test_the_variant_logits_leaves_the_sum_to_the_server(network):
+    def parts(variant: str) -> int:
+        job = Job(network, calibration=IMAGES, variant=variant, options={"logit_bits": 4} if not variant else {})
+        return Owner().explain(job)["parameters"]["logit_parts"]
+
+    assert parts("logits") == 1 < parts("")
 
 
 def unused_range() -> Network:
