@@ -48,7 +48,6 @@ class Options:
 
 # By the preset in the name of the model. Sadhana and Senthilkumar publish accumulators of up to 16 bits, not rounded.
 PRESETS: dict[str, dict[str, Any]] = {
-    "accurate": {"p_error": 0.05},  # 6 bits: as much noise as 1e-4 at 5 bits; less would take polynomials twice as long
     "sadhana2025": {"widest_bits": 16, "logit_bits": 0, "glwe_dimensions": ()},
 }
 
