@@ -53,10 +53,12 @@ def plan(
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension up to 32768 holds
     the network.
     """
-    best, best_ms = None, math.inf
+    best, best_ms, rotates = None, math.inf, False
     for ring_dimension, primes, rotate_fresh in product(RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)):
         if best and ring_dimension > 2 * best.parameters.ring_dimension:
             break
+        if not (rotate_fresh or rotates):
+            continue  # it would be the same layout again
         batched = scenario == "offline" and not encrypted
         terms = [affine.terms for affine in blocks.affines]
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
@@ -75,6 +77,7 @@ def plan(
                 hoisting=hoisting,
                 encrypted=encrypted,
             )
+        rotates = layout is not None and not batched and any(term.baby for term in layout.steps[0].terms)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
