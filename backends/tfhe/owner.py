@@ -34,7 +34,8 @@ class Options:
         It also sets how much noise approximate rounding adds; up to 5 bits, 1e-4 costs 5 % more than 0.01.
     exactness: of the rounding, ``approximate`` (free) or ``exact`` (one more PBS for each dropped bit).
     widest_bits: that a PBS may read; cost, keys and key generation double with each bit.
-    logit_bits: of what the server sends; wider logits go as partial sums, which the client adds up. 0: never.
+    logit_bits: of what the server sends; wider ones go as partial sums, which the client adds up, if that makes the
+        whole circuit cheaper. 0: never.
     glwe_dimensions: that the optimiser may choose. Its cost model leaves out that Concrete transforms the bootstrap
         key anew in each run; a small dimension makes a small key, and these networks have few bootstraps.
     """
@@ -67,10 +68,11 @@ def options(job: Job) -> Options:
 class Owner:
     def prepare(self, job: Job) -> Prepared:
         """Compiles the network. Raises BackendError, InsecureError."""
-        chosen, plan, widths = _plan(job)
+        chosen = options(job)
+        whole = _plan(job, chosen)
         batch = OFFLINE_BATCH if job.scenario == "offline" else 1
         with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
-            compiled = _compile(plan, widths, job, chosen, batch)
+            plan, widths, compiled = _cheapest(whole, job, chosen, batch)
             specs = json.loads(compiled.client.specs.serialize())
             client, server = _archives(compiled, Path(folder))
             counts = operations(compiled)
@@ -89,9 +91,10 @@ class Owner:
 
     def explain(self, job: Job) -> dict[str, Any]:
         """What compiling tells of the cost, without keys. Raises BackendError, InsecureError."""
-        chosen, plan, widths = _plan(job)
+        chosen = options(job)
+        whole = _plan(job, chosen)
         with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
-            compiled = _compile(plan, widths, job, chosen, 1)
+            plan, widths, compiled = _cheapest(whole, job, chosen, 1)
             specs = json.loads(compiled.client.specs.serialize())
             return {
                 "parameters": parameters(compiled, specs, job.threads) | _choices(job.network, plan, widths, chosen),
@@ -107,8 +110,8 @@ class Owner:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _plan(job: Job) -> tuple[Options, Plan, list[Width]]:
-    network, chosen = job.network, options(job)
+def _plan(job: Job, chosen: Options) -> Plan:
+    network = job.network
     if network.lowering != "integer":
         raise BackendError(
             f"TFHE computes on integers, and this network is lowered to {network.lowering!r}: "
@@ -119,11 +122,9 @@ def _plan(job: Job) -> tuple[Options, Plan, list[Width]]:
     if len(job.calibration) == 0:
         raise BackendError("compiling needs calibration images: pass some of the training split")
     plan = circuit.plan(network)
-    if chosen.logit_bits:
-        plan = circuit.split(plan, chosen.logit_bits)
     widths = circuit.widths(plan, calibration(job.calibration))
     _require_narrow(widths[:-1], chosen.widest_bits)  # the last layer is decrypted, not bootstrapped
-    return chosen, plan, widths
+    return plan
 
 
 def _require_narrow(widths: Sequence[Width], widest: int) -> None:
@@ -149,6 +150,18 @@ def calibration(images: np.ndarray) -> np.ndarray:
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------------
+
+
+def _cheapest(whole: Plan, job: Job, chosen: Options, batch: int) -> tuple[Plan, list[Width], Any]:
+    """The plan with its widths and its `concrete.fhe.Circuit`; split logits only where that allows smaller parameters."""
+    plans = [whole]
+    if chosen.logit_bits and (parts := circuit.split(whole, chosen.logit_bits)).parts > 1:
+        plans.append(parts)
+    found = []
+    for plan in plans:
+        widths = circuit.widths(plan, calibration(job.calibration))
+        found.append((plan, widths, _compile(plan, widths, job, chosen, batch)))
+    return min(found, key=lambda one: one[2].complexity)
 
 
 def _compile(plan: Plan, widths: Sequence[Width], job: Job, chosen: Options, batch: int) -> Any:
