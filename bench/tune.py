@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,7 @@ class Search:
         self.model, self.task, self.dataset, self.folder, self.threads = model, task, dataset, folder, threads
         (folder / "networks").mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of groups and names of metrics
         self.study = optuna.create_study(
             study_name=f"{backend} {model} {task.name}",
             storage=f"sqlite:///{folder / 'trials.sqlite'}",
