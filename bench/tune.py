@@ -45,7 +45,7 @@ Progress = Callable[[float, str], None]  # share of the budget, what is going on
 SEARCH_SHARE = 0.8  # of the budget; the rest measures
 REQUESTS = 5  # whose median is a latency, after two to warm up
 TIMEOUT_S = 300.0
-DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "key_bytes": "minimize"}
+DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "uncompressed_key_bytes": "minimize"}
 COLUMNS = ("number", "accuracy", "infer_s", "encrypt_s", "keygen_s", "key_bytes", "request_bytes", "complexity")
 
 

@@ -46,7 +46,7 @@ def test_frontier_is_written_as_data_and_chart(tmp_path):
     measured = {"infer_s": 0.2, "key_bytes": 10**7, "hidden": 8}
     rows = [
         {"number": 1, "accuracy": 0.9, "complexity": 5.0, **measured},
-        {"number": 2, "accuracy": 0.8, "key_bytes": 1},
+        {"number": 2, "accuracy": 0.8, "uncompressed_key_bytes": 1},
     ]
     tune.write(rows, tmp_path)
     assert json.loads((tmp_path / "frontier.json").read_text()) == rows
