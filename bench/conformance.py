@@ -28,6 +28,7 @@ from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
 HIDDEN = 5
 IMAGES = 6
+ONE_LEVEL = 3 / 8  # the most that a logit of the integer `tiny_network` moves when one activation moves by a level
 TIMEOUT_S = 1800.0  # of a party's life: the one deployment that most tests share outlives all of them
 # An accidental exception, which names its class; a refusal is a sentence for a person.
 ACCIDENT = re.compile(r"^\w+: [\w.]*(Error|Exception|Interrupt)\b")
@@ -78,14 +79,18 @@ def random_images(network: Network, count: int, seed: int = 2) -> np.ndarray:
 
 
 def assert_close(lowering: str, logits: np.ndarray, expected: np.ndarray) -> None:
-    """float: to rounding; polynomial: CKKS is approximate; integer: exact but for rare failures of a bootstrapping."""
+    """float: to rounding; polynomial: CKKS is approximate; integer: exact, but for a bootstrapping that rarely fails.
+
+    Such a failure turns one activation of `tiny_network` into its neighbour. A run makes thousands, so one image in
+    ten may have one, and at least one image.
+    """
     assert logits.shape == expected.shape
     error = np.abs(logits - expected)
+    limit = {"float": 1e-5, "polynomial": 1e-2, "integer": ONE_LEVEL + 1e-4}[lowering]
+    assert error.max() < limit, f"worst logit error {error.max():.2g}, the limit is {limit:g}"
     if lowering == "integer":
-        assert np.mean(error < 1e-4) > 0.7, f"only {np.mean(error < 1e-4):.0%} of the logits are exact"
-    else:
-        limit = 1e-5 if lowering == "float" else 1e-2
-        assert error.max() < limit, f"worst logit error {error.max():.2g}, the limit is {limit:g}"
+        wrong = np.any(error > 1e-4, axis=1).sum()
+        assert wrong <= max(1, len(error) // 10), f"{wrong} of {len(error)} images have logits that are not exact"
 
 
 @dataclass

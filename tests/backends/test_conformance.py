@@ -21,7 +21,7 @@ def test_every_backend_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert conformance.chosen() == ["ckks:naive", "clear"]
 
 
-@pytest.mark.parametrize("lowering", ["float", "polynomial"])
+@pytest.mark.parametrize("lowering", ["float", "polynomial", "integer"])
 def test_wrong_logits_are_not_close(lowering: str) -> None:
     """The yardstick itself: it must be able to fail."""
     network = conformance.tiny_network(lowering)
