@@ -17,6 +17,7 @@ import typer
 
 from backends.registry import UnknownBackend, backends, resolve
 from bench.files import RunError
+from bench.suite import Privacy, Scenario
 from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
@@ -335,7 +336,8 @@ def explain(
     backend: Annotated[str, typer.Option()] = "ckks",
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
-    scenario: Annotated[str, typer.Option(help="single-stream or offline")] = "single-stream",
+    scenario: Annotated[Scenario, typer.Option()] = "single-stream",
+    model_privacy: Annotated[Privacy, typer.Option()] = "plain",
     threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
     data_dir: DataDir = None,
 ) -> None:
@@ -347,7 +349,14 @@ def explain(
     from bench.trials import subject
 
     info, _ = resolve(backend)
-    trial = Trial(backend=backend, model=model, task=task, scenario=scenario, threads=threads or available_threads())
+    trial = Trial(
+        backend=backend,
+        model=model,
+        task=task,
+        scenario=scenario,
+        model_privacy=model_privacy,
+        threads=threads or available_threads(),
+    )
     with _progress(1) as bar:
         given = subject(task, model, info.lowering, data_dir, bar)
     try:

@@ -41,7 +41,12 @@ def explain(
     """Layout, level, operations, predicted and measured milliseconds of each layer; medians over a few images."""
     client, evaluator = library.client(plan.parameters), Timed(library.evaluator(plan.parameters))
     evaluator.load_keys(client.keygen(plan.keys))
-    program = execute.Program(plan, evaluator, library.moduli(plan.parameters))
+    moduli, weights = library.moduli(plan.parameters), None
+    if plan.encrypted:
+        owner = library.owner(plan.parameters, client.public_key())
+        fresh = (owner.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli))
+        weights = (evaluator.deserialise(owner.serialise(cipher)) for cipher in fresh)
+    program = execute.Program(plan, evaluator, moduli, weights)
     flat = images.reshape(len(images), -1)
     repetitions = 1 if plan.input.batched else REPETITIONS
     runs = []

@@ -189,6 +189,21 @@ def test_check_explains_what_is_unstable(bench: CommandLine, tmp_path: Path) -> 
     assert empty.returncode == 1 and "nothing was measured" in empty.stderr
 
 
+@pytest.mark.parametrize("privacy", ["plain", "encrypted"])
+def test_explain_shows_the_plan_and_runs_it(bench: CommandLine, privacy: str) -> None:
+    done = bench("explain", "--backend", "ckks", "--task", "digits", "--model-privacy", privacy, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert "ring_dimension: " in done.stdout and "affine 2" in done.stdout
+    error = re.search(r"worst logit error against the network in the clear (\S+)", done.stdout)
+    assert error and 0 < float(error[1]) < 0.05
+
+
+def test_explain_of_what_is_not_there(bench: CommandLine) -> None:
+    assert "'single-stream', 'offline'" in bench("explain", "--scenario", "nope").stderr
+    refused = bench("explain", "--backend", "tfhe", "--task", "digits", "--model-privacy", "encrypted")
+    assert refused.returncode == 1 and "use --model-privacy plain" in refused.stderr
+
+
 def test_compare_fails_on_a_regression(bench: CommandLine, tmp_path: Path) -> None:
     before, after, other = (tmp_path / name for name in "abc")
     made = record()
