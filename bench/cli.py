@@ -396,10 +396,10 @@ def tune(
     print(f"{len(search.finished)} trials are in {folder}")
     try:
         with _progress(1) as bar:
-            rows = search.run(budget_s, lambda share, text: bar(share, text))
+            frontier = search.run(budget_s, lambda share, text: bar(share, text))
     except TrialError as error:
         _fail(error.reason, FAILED)
-    print(f"{len(search.finished)} trials, {len(rows)} on the frontier: {folder / 'frontier.html'}")
+    print(f"{frontier.networks} networks, {len(frontier.rows)} on the frontier: {folder / 'frontier.html'}")
 
 
 @app.command()

@@ -10,9 +10,7 @@ for each trial; ``frontier.json``, ``frontier.csv`` and ``frontier.html``.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import os
 import re
 import tempfile
@@ -22,13 +20,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
 
 from backends import wire
 from backends.registry import resolve
+from bench.frontier import Frontier
 from bench.process import Party, TrialError
 from bench.runner import CALIBRATION_IMAGES
 from models import presets, train
@@ -37,16 +36,12 @@ from models.quantised import Quantisation
 from models.tasks import Dataset, Task, normalise
 from models.train import Labelled, Recipe
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 Progress = Callable[[float, str], None]  # share of the budget, what is going on
 
 SEARCH_SHARE = 0.8  # of the budget; the rest measures
 REQUESTS = 5  # whose median is a latency, after two to warm up
 TIMEOUT_S = 300.0
 DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "uncompressed_key_bytes": "minimize"}
-COLUMNS = ("number", "accuracy", "infer_s", "encrypt_s", "keygen_s", "key_bytes", "request_bytes", "complexity")
 
 
 def seconds(text: str) -> float:
@@ -101,7 +96,7 @@ class Search:
     """One folder's search. Making it reads what an earlier one left."""
 
     def __init__(self, backend: str, model: str, task: Task, dataset: Dataset, folder: Path, threads: int) -> None:
-        self.info, self.variant = resolve(backend)
+        self.backend, (self.info, self.variant) = backend, resolve(backend)
         self.model, self.task, self.dataset, self.folder, self.threads = model, task, dataset, folder, threads
         (folder / "networks").mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,8 +116,8 @@ class Search:
     def finished(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
 
-    def run(self, budget_s: float, progress: Progress, restart_budget: float = 1.0) -> list[dict[str, Any]]:
-        """Searches, measures and writes the frontier, which is returned. restart_budget: scales training, for tests."""
+    def run(self, budget_s: float, progress: Progress, restart_budget: float = 1.0) -> Frontier:
+        """Searches, measures and saves the frontier, which is returned. restart_budget: scales training, for tests."""
         start = time.monotonic()
         recipe = Recipe(self.task, 0, restart_budget)
         pool, validation = self._views(recipe, lambda f, text: progress(0.0, text))
@@ -148,9 +143,12 @@ class Search:
             while time.monotonic() - start < SEARCH_SHARE * budget_s or not self.finished:
                 self.study.optimize(objective, n_trials=1)
         rows = self._measured(start, budget_s, progress)
-        write(rows, self.folder)
+        frontier = Frontier(
+            backend=self.backend, model=self.model, task=self.task.name, networks=len(self.finished), rows=rows
+        )
+        frontier.save(self.folder)
         progress(1.0, f"{len(self.finished)} trials, {len(rows)} on the frontier")
-        return rows
+        return frontier
 
     def _views(self, recipe: Recipe, progress: Progress) -> tuple[Labelled, Labelled]:
         """The training pool with its teachers' opinions, and validation views; kept in the folder."""
@@ -239,34 +237,3 @@ def _accuracy(network: Network, validation: Labelled, multi_label: bool) -> floa
     if multi_label:
         return float(np.mean((logits > 0) == validation.targets.numpy()))
     return float(np.mean(logits.argmax(1) == validation.targets.argmax(1).numpy()))
-
-
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """frontier.json, frontier.csv and frontier.html."""
-    (folder / "frontier.json").write_text(json.dumps(rows, indent=1) + "\n")
-    names = [*COLUMNS, *sorted({name for row in rows for name in row} - {*COLUMNS, "operations"})]
-    with (folder / "frontier.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    chart(rows).write_html(folder / "frontier.html", include_plotlyjs=True)
-
-
-def chart(rows: list[dict[str, Any]]) -> go.Figure:
-    """Accuracy over latency, the area of a point its keys; only rows that were measured."""
-    import plotly.graph_objects as go
-
-    measured = [row for row in rows if "infer_s" in row]
-    largest = max((row["key_bytes"] for row in measured), default=1)
-    points = go.Scatter(
-        x=[1e3 * row["infer_s"] for row in measured],
-        y=[row["accuracy"] for row in measured],
-        mode="markers",
-        marker={"size": [8 + 30 * (row["key_bytes"] / largest) ** 0.5 for row in measured]},
-        text=[", ".join(f"{k} {v}" for k, v in row.items() if k not in ("operations", *COLUMNS)) for row in measured],
-        hovertemplate="%{x:.0f} ms, %{y:.3f}<br>%{text}<extra></extra>",
-    )
-    figure = go.Figure(points)
-    figure.update_xaxes(title="server time of an image (ms)", type="log")
-    figure.update_yaxes(title="accuracy on validation images")
-    return figure

@@ -20,6 +20,7 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from bench.frontier import Frontier, choices
 from bench.record import Record
 from bench.report import claims
 from bench.report.layout import AXES, CLEAR, TABLES, Trial, cell, column, headings, label, values_of
@@ -69,13 +70,15 @@ def render(run: Run) -> str:
         markers=markers,
         tables=tables,
         failed=any(t["status"] != "ok" for t in trials),
+        searched=["Accuracy, validation", *(title for title, _ in SEARCHED.values()), "Network"],
         glossary={h.title: column(h.column).meaning for of in tables.values() for h in of},
         claims=[(system, list(of)) for system, of in groupby(claims.compare(trials), key=lambda claim: claim.system)],
         machines=_distinct(record.machine for record in records),
         versions=_merged(record.versions for record in records),
         commits=sorted({record.git_commit for record in records if record.git_commit}),
         commands=[about["command"]] if about.get("command") else _distinct(r.command for r in records)[:20],
-        data=_packed(_data(trials, values, markers, tables)),
+        searches=[(search, [_searched(row) for row in search.rows]) for search in run.searches],
+        data=_packed(_data(trials, values, markers, tables) | {"searches": _points(run.searches)}),
         records=_records(records),
         plotly=_plotly(),
         css=Markup((TEMPLATES / "report.css").read_text("utf-8")),
@@ -110,6 +113,27 @@ def _data(trials: list[Trial], values: dict[str, list[Any]], markers: dict[str, 
         "markers": markers,
         "stages": {prefix: role for prefix, (role, _, _) in REQUEST.items()},
     }
+
+
+SEARCHED = {
+    "infer_s": ("Server", "s"),
+    "encrypt_s": ("Encrypt", "s"),
+    "keygen_s": ("Key generation", "s"),
+    "key_bytes": ("Keys", "bytes"),
+    "request_bytes": ("Request", "bytes"),
+}
+
+
+def _searched(row: dict[str, Any]) -> list[str]:
+    """A row of the table of a search: accuracy, the columns of `SEARCHED`, the choices that made the network."""
+    costs = [with_unit(row[name], unit) if name in row else "" for name, (_, unit) in SEARCHED.items()]
+    return [f"{row['accuracy']:.1%}".replace("%", "\u202f%"), *costs, choices(row)]
+
+
+def _points(searches: list[Frontier]) -> list[list[dict[str, Any]]]:
+    """What is drawn of each search."""
+    names = ("infer_s", "accuracy", "key_bytes")
+    return [[{n: row[n] for n in names} | {"choices": choices(row)} for row in of.measured] for of in searches]
 
 
 def _compared(records: list[Record], trials: list[Trial], values: dict[str, list[Any]]) -> str:

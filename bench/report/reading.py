@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.frontier import Frontier
 from bench.record import Record, RecordError, records_in
 from bench.report.check import warnings
 from bench.report.layout import CLEAR, Trial, host, trials_of
@@ -19,6 +20,7 @@ class Run:
 
     about: the run file, ``suite`` (str), ``notes`` (list of str, with the warnings of `bench.report.check`), ``command``
     (str), ``bandwidth_bit_per_s``, each optional.
+    searches: of `bench tune`, whose folders are in ``searches/`` of the run's.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Run:
     figures: list[dict[str, Any]]
     trials: list[Trial]
     about: dict[str, Any]
+    searches: list[Frontier]
 
     @property
     def title(self) -> str:
@@ -33,7 +36,10 @@ class Run:
 
 
 def read(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> Run:
-    """Reads ``records/*.json`` and the optional ``run.json``. Raises RecordError without a record, or for a damaged one."""
+    """Reads ``records/*.json`` and, if they are there, ``run.json`` and ``searches/*/frontier.json``.
+
+    Raises RecordError without a record, or for a damaged file.
+    """
     records = [Record.load(path) for path in records_in(folder)]
     if not records:
         raise RecordError(f"no records in {folder / 'records'}: run `python -m bench run --out {folder}` first")
@@ -41,7 +47,8 @@ def read(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines
     about = _run_file(folder / "run.json")
     about["notes"] = [*map(str, about.get("notes") or ()), *_machines(records, across_machines), *warnings(records)]
     figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
-    return Run(folder.resolve().name, records, figures, trials_of(records, figures, across_machines), about)
+    searches = [Frontier.load(path.parent) for path in sorted(folder.glob("searches/*/frontier.json"))]
+    return Run(folder.resolve().name, records, figures, trials_of(records, figures, across_machines), about, searches)
 
 
 def _machines(records: list[Record], compared: bool) -> list[str]:

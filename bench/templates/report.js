@@ -7,7 +7,7 @@ async function unpack(id) {
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
-const { keys, figures, texts, columns, tables, labels, filters, models, markers, stages } = JSON.parse(await unpack("data"));
+const { keys, figures, texts, columns, tables, labels, filters, models, markers, stages, searches } = JSON.parse(await unpack("data"));
 const count = labels.length;
 const all = [...Array(count).keys()];
 const form = byId("filters");
@@ -591,6 +591,21 @@ function drawAmortised() {
   plot("chart-amortised", traces, layout, limit(rows.length, groups.size, "configurations"));
 }
 
+// ---- Searches: not filtered, they are no trials ----------------------------------------------------------------------
+
+function drawSearch(index) {
+  const points = searches[index];
+  const id = `chart-search-${index}`;
+  if (!points.length) return plot(id, null);
+  const x = points.map((point) => point.infer_s);
+  plot(id, [{
+    x, y: points.map((point) => point.accuracy), mode: "markers",
+    marker: { size: points.map((point) => diameter(point.key_bytes) / 1.5), color: css("--series-1"), line: { width: 1, color: css("--paper") } },
+    hovertemplate: points.map((point) => `<b>${(100 * point.accuracy).toFixed(1)} %, ${tick(point.infer_s, SECONDS)}</b><br>${escaped(point.choices).replace(/((?:[^,]*,){4}) /g, "$1<br>")}<br>keys ${tick(point.key_bytes, BYTES)}<extra></extra>`),
+  }], { height: 340, showlegend: false, hovermode: "closest", xaxis: axis({ ...logAxis(x, SECONDS, byId(id).clientWidth), title: axisTitle("server time of an image") }),
+    yaxis: axis({ tickformat: ".1%", nticks: 6, title: axisTitle("accuracy, validation") }) });
+}
+
 // ---- Start ----------------------------------------------------------------------------------------------------------
 
 readHash();
@@ -601,6 +616,7 @@ Plotly = window.Plotly;
 
 const charts = { pareto: drawPareto, stages: drawStages, throughput: drawThroughput, sizes: drawSizes, memory: drawMemory, accuracy: drawAccuracy, amortised: drawAmortised };
 for (const [name, draw] of Object.entries(charts)) addView(byId(`chart-${name}`), draw);
+searches.forEach((_, index) => addView(byId(`chart-search-${index}`), () => drawSearch(index)));
 byId("latency").addEventListener("change", drawPareto);
 byId("stages").addEventListener("change", drawStages);
 byId("amortised").addEventListener("change", drawAmortised);

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from bench.frontier import Frontier
 from bench.record import Outputs, Record, Stage, Trial
 
 REQUEST_STAGES = [
@@ -107,3 +108,14 @@ def failed(status, reason, backend="tfhe", task="pneumoniamnist", **trial) -> Re
         started_at="2025-11-22T22:50:00+00:00",
         duration_s=3.0,
     )
+
+
+def search() -> Frontier:
+    """Of three networks, one of which was not measured."""
+    measured = {"encrypt_s": 0.03, "keygen_s": 1.4, "key_bytes": 25_000_000, "request_bytes": 5_000}
+    rows = [
+        {"number": 2, "accuracy": 0.958, "complexity": 6e9, "infer_s": 0.724, **measured, "hidden": 64},
+        {"number": 0, "accuracy": 0.952, "complexity": 1e9, "infer_s": 0.206, **measured, "hidden": 16},
+        {"number": 9, "accuracy": 0.917, "complexity": 5e8, "hidden": 4, "activation": "square"},
+    ]
+    return Frontier(backend="tfhe", model="fcnn", task="pneumoniamnist", networks=75, rows=rows)

@@ -19,7 +19,7 @@ from bench import report
 from bench.record import Record, RecordError
 from bench.report.quantity import digits, interval, with_unit
 from bench.report.verdict import verdict
-from tests.bench.records_for_report import REQUEST_STAGES, failed, record
+from tests.bench.records_for_report import REQUEST_STAGES, failed, record, search
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)> \u2028 {{ 7 * 7 }} é"
 
@@ -44,6 +44,7 @@ def run(tmp_path_factory, records):
         each.save(folder / "records")
     notes = ["MedMNIST not found: ran on digits", HOSTILE]
     (folder / "run.json").write_text(json.dumps({"suite": "quick & dirty", "notes": notes, "command": "bench <run>"}))
+    search().save(folder / "searches" / "tfhe-fcnn")
     names = ("results.csv", "results.parquet", "results.md", "report.html")
     assert report.write(folder) == tuple(folder / name for name in names)
     return folder
@@ -241,6 +242,24 @@ def test_the_page_carries_every_trial_and_shows_every_note(page, records):
     assert "no answer in 600 s" in data["texts"]["reason"]
     text = "".join(Page(page).text)
     assert "MedMNIST not found: ran on digits" in text
+
+
+def test_the_page_shows_every_network_of_a_search_and_draws_those_measured(page):
+    found = search()
+    points = packed(page, "data")["searches"]
+    assert [[point["infer_s"] for point in of] for of in points] == [[row["infer_s"] for row in found.measured]]
+    text = " ".join("".join(Page(page).text).split())
+    assert "Search: tfhe · fcnn · pneumoniamnist" in text and "no other of its 75" in text
+    cells = ("95.8\u202f%", "724\u202fms", "25.0\u202fMB", "hidden 64", "91.7\u202f%", "hidden 4, activation square")
+    assert [cell for cell in cells if cell.replace("\u202f", " ") not in text.replace("\u202f", " ")] == []
+
+
+def test_a_damaged_search_is_named(tmp_path):
+    record().save(tmp_path / "records")
+    search().save(tmp_path / "searches" / "one")
+    (tmp_path / "searches" / "one" / "frontier.json").write_text("{")
+    with pytest.raises(RecordError, match="one/frontier.json.*delete it"):
+        report.write(tmp_path)
 
 
 def test_figures_of_the_page_are_those_of_the_table(page, table):

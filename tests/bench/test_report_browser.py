@@ -10,7 +10,7 @@ import pytest
 
 from bench import report
 from tests.bench.browser import OVERLAPS, chromium, page_of, see_everything
-from tests.bench.records_for_report import failed, record
+from tests.bench.records_for_report import failed, record, search
 
 WIDTHS = {"desktop": (1280, 800, "light"), "dark": (1280, 800, "dark"), "phone": (390, 844, "light")}
 BACKENDS = ("clear", "ckks", "openfhe", "tfhe")
@@ -41,6 +41,7 @@ def html(tmp_path_factory, records):
     for each in records:
         each.save(folder / "records")
     (folder / "run.json").write_text(json.dumps({"suite": "a test", "command": "python -m bench run"}))
+    search().save(folder / "searches" / "tfhe-fcnn")
     return report.write(folder).html.as_uri()
 
 
@@ -117,6 +118,12 @@ def test_a_trial_opens_with_its_raw_record_and_its_own_address(browser, html, re
     with page_of(browser, address) as page:
         page.wait_for_selector("dialog[open] .raw")
         assert json.loads(page.inner_text("dialog .raw"))["key"] == raw["key"]
+
+
+def test_a_search_is_drawn(browser, html):
+    with page_of(browser, html) as page:
+        see_everything(page)
+        assert page.locator("#chart-search-0 .scatterlayer .point").count() == len(search().measured)
 
 
 def test_failures_and_claims_are_shown(browser, html):

@@ -1,6 +1,5 @@
 """The search: a trial that finished survives a SIGKILL; the frontier is what no trial beats."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import optuna
 import pytest
 
 from bench import tune
+from bench.frontier import Frontier
+from bench.record import RecordError
 from models.presets import PRESETS
 
 
@@ -48,12 +49,20 @@ def test_frontier_is_written_as_data_and_chart(tmp_path):
         {"number": 1, "accuracy": 0.9, "complexity": 5.0, **measured},
         {"number": 2, "accuracy": 0.8, "uncompressed_key_bytes": 1},
     ]
-    tune.write(rows, tmp_path)
-    assert json.loads((tmp_path / "frontier.json").read_text()) == rows
+    found = Frontier(backend="tfhe", model="fcnn", task="digits", networks=7, rows=rows)
+    found.save(tmp_path)
+    assert Frontier.load(tmp_path) == found
     assert (tmp_path / "frontier.csv").read_text().startswith("number,accuracy,infer_s")
-    figure = tune.chart(rows)
+    figure = found.chart()
     assert list(figure.data[0].x) == [200.0] and list(figure.data[0].y) == [0.9]
     assert "plotly" in (tmp_path / "frontier.html").read_text()[:5000].lower()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"backend": "tfhe"}'])
+def test_a_damaged_frontier_is_named(tmp_path, content):
+    (tmp_path / "frontier.json").write_text(content)
+    with pytest.raises(RecordError, match="frontier.json.*resume its search, or delete it"):
+        Frontier.load(tmp_path)
 
 
 SEARCH = """
@@ -96,5 +105,5 @@ def test_a_killed_search_goes_on_with_every_finished_trial(tmp_path):
     assert resumed.returncode == 0
     assert lines[0] == str(before)
     assert finished(tmp_path) >= before
-    rows = json.loads((tmp_path / "frontier.json").read_text())
+    rows = Frontier.load(tmp_path).rows
     assert rows and all(row["accuracy"] > 0 for row in rows) and "infer_s" in rows[0]
