@@ -1,4 +1,4 @@
-"""A run folder's report, made from its records and nothing else: HTML, CSV, Parquet, Markdown and figures for papers."""
+"""A run folder's report, made from the files in it and nothing else: HTML, CSV, Parquet, Markdown and figures for papers."""
 
 from __future__ import annotations
 
