@@ -392,13 +392,15 @@ def tune(
         _fail(str(error), USAGE)
     folder = out or Path("reports") / f"tune-{backend}-{model}-{task}"
     dataset = tasks.load(described, data_dir)
-    search = tuning.Search(backend, model, described, dataset, folder, threads or available_threads())
-    print(f"{len(search.finished)} trials are in {folder}")
     try:
-        with _progress(1) as bar:
+        with tuning.writing(folder), _progress(1) as bar:
+            search = tuning.Search(backend, model, described, dataset, folder, threads or available_threads())
+            print(f"{len(search.finished)} trials are in {folder}")
             frontier = search.run(budget_s, lambda share, text: bar(share, text))
     except TrialError as error:
         _fail(error.reason, FAILED)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; run the same command with --out {folder} to go on with its finished trials", INTERRUPTED)
     print(f"{frontier.networks} networks, {len(frontier.rows)} on the frontier: {folder / 'frontier.html'}")
 
 

@@ -11,22 +11,25 @@ for each trial; ``frontier.json``, ``frontier.csv`` and ``frontier.html``.
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 import re
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import optuna
+import sqlalchemy.exc
+from optuna.trial import TrialState
 
 from backends import wire
 from backends.registry import resolve
+from bench.files import RunError, replace, writer_of
 from bench.frontier import Frontier
 from bench.process import Party, TrialError
 from bench.runner import CALIBRATION_IMAGES
@@ -38,16 +41,19 @@ from models.train import Labelled, Recipe
 
 Progress = Callable[[float, str], None]  # share of the budget, what is going on
 
-SEARCH_SHARE = 0.8  # of the budget; the rest measures
-REQUESTS = 5  # whose median is a latency, after two to warm up
+REQUESTS, WARM_UP = 5, 2  # whose median is a latency, and those before
 TIMEOUT_S = 300.0
+# What measuring a network takes, about: it decides when searching stops.
+PARTIES_S = 30.0  # to start, prepare and make keys
+OPERATIONS_PER_S = 5e9  # of the compiler's complexity
+TRIALS = "trials.sqlite"
 DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "uncompressed_key_bytes": "minimize"}
 
 
 def seconds(text: str) -> float:
     """``90s``, ``30m``, ``1.5h``. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None:
+    if match is None or not float(match[1]):
         raise ValueError(f"{text!r} is no time: write 90s, 30m or 2h")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
@@ -80,20 +86,33 @@ def space(trial: optuna.Trial, model: str) -> tuple[presets.Preset, dict[str, An
     return presets.Preset(bits, "polynomial" if activation == "square" else "float", architecture), options
 
 
-def known(model: str) -> list[dict[str, Any]]:
+def known(model: str) -> dict[str, dict[str, Any]]:
     """The shipped presets of a model as points of `space`, from which a search starts."""
-    points = []
+    points = {}
     for name, preset in presets.PRESETS.items():
         bits = dataclasses.asdict(preset.bits)
         if name.partition("@")[0] == model and bits["accumulator_bits"] is not None:
             activation = "square" if preset.real == "polynomial" else "relu"
             options = {"p_error": 1e-4, "exactness": "approximate", "glwe_dimensions": "1"}
-            points.append({"activation": activation, **bits, "pooling": 1, **preset.architecture, **options})
+            points[name] = {"activation": activation, **bits, "pooling": 1, **preset.architecture, **options}
     return points
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Holds the folder of a search. Raises RunError if another search holds it or its trials cannot be read or written."""
+    with writer_of(folder):
+        try:
+            yield
+        except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            reason = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error.__cause__ or error
+            raise RunError(
+                f"{folder / TRIALS}: {reason}; free some space if the disk is full, or delete it to start anew"
+            ) from error
+
+
 class Search:
-    """One folder's search. Making it reads what an earlier one left."""
+    """One folder's search. Making it reads what an earlier one left; raises RunError if that was another search."""
 
     def __init__(self, backend: str, model: str, task: Task, dataset: Dataset, folder: Path, threads: int) -> None:
         self.backend, (self.info, self.variant) = backend, resolve(backend)
@@ -101,20 +120,27 @@ class Search:
         (folder / "networks").mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of groups and names of metrics
+        name, storage = f"{backend} {model} {task.name}", f"sqlite:///{folder / TRIALS}"
+        for other in set(optuna.get_all_study_names(storage)) - {name}:
+            raise RunError(f"{folder} is a search for {other}, not for {name}: choose another --out")
         self.study = optuna.create_study(
-            study_name=f"{backend} {model} {task.name}",
-            storage=f"sqlite:///{folder / 'trials.sqlite'}",
+            study_name=name,
+            storage=storage,
             load_if_exists=True,
             directions=list(DIRECTIONS.values()),
             sampler=optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=12),
         )
         self.study.set_metric_names(list(DIRECTIONS))
-        for point in known(model):
-            self.study.enqueue_trial(point, skip_if_exists=True)
+        # One that a killed search had begun is tried again.
+        ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)
+        tried = {trial.user_attrs.get("preset") for trial in self.study.get_trials(deepcopy=False, states=ended)}
+        for preset, point in known(model).items():
+            if preset not in tried:
+                self.study.enqueue_trial(point, {"preset": preset})
 
     @property
     def finished(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def run(self, budget_s: float, progress: Progress, restart_budget: float = 1.0) -> Frontier:
         """Searches, measures and saves the frontier, which is returned. restart_budget: scales training, for tests."""
@@ -140,7 +166,7 @@ class Search:
                 accuracy = _accuracy(network, validation, self.task.multi_label)
                 return accuracy, cost["parameters"]["complexity"], sum(cost["bytes"].values())
 
-            while time.monotonic() - start < SEARCH_SHARE * budget_s or not self.finished:
+            while time.monotonic() - start + self._measuring_s() < budget_s or not self.finished:
                 self.study.optimize(objective, n_trials=1)
         rows = self._measured(start, budget_s, progress)
         frontier = Frontier(
@@ -158,13 +184,16 @@ class Search:
             pool = recipe.views(self.dataset.train, train.POOL_IMAGES, teachers)
             validation = recipe.views(self.dataset.val, train.VALIDATION_IMAGES)
             tensors = {"x": pool.images, "y": pool.targets, "vx": validation.images, "vy": validation.targets}
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".npz", delete=False) as file:
-                np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
-            os.replace(file.name, path)
+            file = io.BytesIO()
+            np.savez(file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+            replace(path, file.getvalue())
         import torch
 
-        with np.load(path) as arrays:
-            x, y, vx, vy = (torch.from_numpy(arrays[name]) for name in ("x", "y", "vx", "vy"))
+        try:
+            with np.load(path) as arrays:
+                x, y, vx, vy = (torch.from_numpy(arrays[name]) for name in ("x", "y", "vx", "vy"))
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise RunError(f"damaged {path}: {error}; delete it and run the same command") from error
         return Labelled(x, y), Labelled(vx, vy)
 
     def _calibration(self) -> bytes:
@@ -181,6 +210,13 @@ class Search:
 
     # -- latency of the survivors --------------------------------------------------------------------------------------
 
+    def _measuring_s(self) -> float:
+        """What measuring the frontier as it is now will take, about."""
+        if not self.finished:
+            return 0.0
+        left = [trial for trial in self.study.best_trials if _measurement(trial) not in self.study.user_attrs]
+        return sum(PARTIES_S + (WARM_UP + REQUESTS) * trial.values[1] / OPERATIONS_PER_S for trial in left)
+
     def _measured(self, start: float, budget_s: float, progress: Progress) -> list[dict[str, Any]]:
         """Rows of the frontier, best accuracy first; those that the budget leaves time for with their latency."""
         survivors = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
@@ -188,7 +224,7 @@ class Search:
         for trial in survivors:
             row = {"number": trial.number, **dict(zip(DIRECTIONS, trial.values)), **trial.params}
             row["operations"] = trial.user_attrs["operations"]
-            measured = self.study.user_attrs.get(f"measured {trial.number}")
+            measured = self.study.user_attrs.get(_measurement(trial))
             share = (time.monotonic() - start) / budget_s
             if measured is None and (share < 1 or not rows):
                 progress(min(share, 1.0), f"measuring {len(rows) + 1} of {len(survivors)}")
@@ -197,7 +233,7 @@ class Search:
                     measured = self._latency(network, trial.user_attrs["options"])
                 except TrialError as error:
                     measured = {"reason": error.reason}
-                self.study.set_user_attr(f"measured {trial.number}", measured)
+                self.study.set_user_attr(_measurement(trial), measured)
             rows.append(row | (measured or {}))
         return rows
 
@@ -216,19 +252,24 @@ class Search:
             keys = client.call("keygen", {"seed": 0})
             server.call("load_keys", **keys.blobs)
             encrypt, infer = [], []
-            for image in normalise(self.dataset.val.images[: REQUESTS + 2]):
+            for image in normalise(self.dataset.val.images[: WARM_UP + REQUESTS]):
                 reply = client.call("encrypt", images=wire.array_to_bytes(image[None]))
                 encrypt.append(reply.header["wall_s"])
                 request = client.call("serialise").blobs["message"]
                 server.call("deserialise", message=request)
                 infer.append(server.call("infer").header["wall_s"])
         return {
-            "encrypt_s": median(encrypt[2:]),
-            "infer_s": median(infer[2:]),
+            "encrypt_s": median(encrypt[WARM_UP:]),
+            "infer_s": median(infer[WARM_UP:]),
             "keygen_s": keys.header["wall_s"],
             "key_bytes": sum(map(len, keys.blobs.values())),
             "request_bytes": len(request),
         }
+
+
+def _measurement(trial: optuna.trial.FrozenTrial) -> str:
+    """Name of the study's attribute that keeps it."""
+    return f"measured {trial.number}"
 
 
 def _accuracy(network: Network, validation: Labelled, multi_label: bool) -> float:

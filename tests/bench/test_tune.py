@@ -10,14 +10,16 @@ import optuna
 import pytest
 
 from bench import tune
+from bench.files import RunError
 from bench.frontier import Frontier
 from bench.record import RecordError
+from models import tasks
 from models.presets import PRESETS
 
 
 def test_times_are_read():
     assert [tune.seconds(text) for text in ("90s", "30m", "1.5h")] == [90, 1800, 5400]
-    for text in ("30", "m", "1d"):
+    for text in ("30", "m", "1d", "0s", "0.0h"):
         with pytest.raises(ValueError, match="write 90s"):
             tune.seconds(text)
 
@@ -35,10 +37,11 @@ def test_every_choice_of_the_space_makes_a_preset():
 def test_a_search_starts_from_the_presets():
     study = optuna.create_study(directions=["maximize"] * 3)
     points = tune.known("fcnn")
-    for point in points:
+    for point in points.values():
         study.enqueue_trial(point)
     made = [tune.space(study.ask(), "fcnn")[0] for _ in points]
-    shipped = [PRESETS[f"fcnn@{name}"] for name in ("fast", "balanced", "accurate")]
+    assert list(points) == ["fcnn@fast", "fcnn@balanced", "fcnn@accurate"]
+    shipped = [PRESETS[name] for name in points]
     assert [preset.bits for preset in made] == [preset.bits for preset in shipped]
     assert [preset.architecture for preset in made] == [{"pooling": 1} | preset.architecture for preset in shipped]
 
@@ -63,6 +66,61 @@ def test_a_damaged_frontier_is_named(tmp_path, content):
     (tmp_path / "frontier.json").write_text(content)
     with pytest.raises(RecordError, match="frontier.json.*resume its search, or delete it"):
         Frontier.load(tmp_path)
+
+
+def search_in(folder, task="digits") -> tune.Search:
+    return tune.Search("tfhe", "fcnn", tasks.task(task), None, folder, 1)
+
+
+def test_a_preset_that_a_killed_search_had_begun_is_tried_again(tmp_path):
+    begun = search_in(tmp_path).study.ask()
+    waiting = search_in(tmp_path).study.get_trials(states=(optuna.trial.TrialState.WAITING,))
+    presets = [trial.user_attrs["preset"] for trial in waiting]
+    assert begun.user_attrs["preset"] == "fcnn@fast"
+    assert sorted(presets) == ["fcnn@accurate", "fcnn@balanced", "fcnn@fast"]
+
+
+def test_a_preset_that_was_tried_is_not_tried_again(tmp_path):
+    first = search_in(tmp_path)
+    for values in ((0.9, 2, 1), (0.8, 1, 1), (0.7, 1, 1)):
+        first.study.tell(first.study.ask(), values)
+    assert len(search_in(tmp_path).study.get_trials()) == 3
+
+
+def test_searching_stops_when_the_frontier_still_has_to_be_measured(tmp_path):
+    search = search_in(tmp_path)
+    assert search._measuring_s() == 0
+    search.study.tell(search.study.ask(), (0.9, tune.OPERATIONS_PER_S, 1))
+    one = search._measuring_s()
+    assert one > tune.REQUESTS
+    search.study.tell(search.study.ask(), (0.8, tune.OPERATIONS_PER_S, 2))  # dominated
+    assert search._measuring_s() == one
+    search.study.set_user_attr("measured 0", {})
+    assert search._measuring_s() == 0
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path):
+    search_in(tmp_path)
+    with pytest.raises(RunError, match="a search for tfhe fcnn digits.*choose another --out"):
+        search_in(tmp_path, "breastmnist")
+
+
+@pytest.mark.parametrize("share", [0.5, None])
+def test_damaged_trials_are_named(tmp_path, share):
+    search_in(tmp_path)
+    path = tmp_path / "trials.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)] if share else b"no database" * 99)
+    with pytest.raises(RunError, match="trials.sqlite: .*delete it to start anew"), tune.writing(tmp_path):
+        search_in(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 and then nothing"])
+def test_damaged_views_are_named(tmp_path, content):
+    search = search_in(tmp_path)
+    (tmp_path / "views.npz").write_bytes(content)
+    with pytest.raises(RunError, match="damaged .*views.npz.*delete it"):
+        search._views(None, None)
 
 
 SEARCH = """
