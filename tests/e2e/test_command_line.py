@@ -81,6 +81,29 @@ def test_usage_errors(bench: CommandLine, options: tuple[str, ...], message: str
 
 
 @pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--backend", "ckks"), "nothing to search for ckks and fcnn"),
+        (("--model", "fcnn@fast"), "nothing to search for tfhe and fcnn@fast"),
+        (("--task", "nope"), "unknown task 'nope': choose from "),
+        (("--budget", "0s"), "'0s' is no time: write 90s, 30m or 2h"),
+    ],
+)
+def test_searches_that_cannot_be(bench: CommandLine, options: tuple[str, ...], message: str) -> None:
+    done = bench("tune", *options)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stdout == ""
+
+
+def test_a_search_with_damaged_trials_names_the_cure(bench: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "trials.sqlite").write_bytes(b"no database" * 99)
+    done = bench("tune", "--task", "digits", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("bench: ") and "delete it to start anew" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     "toml, message",
     [
         ("name = 'x'\n[[trials]]\nbackends = 'clear'", "unknown field `backends`"),
