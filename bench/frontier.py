@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from operator import le
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ BESIDE = (*COLUMNS, "operations", "reason")
 
 
 class Frontier(msgspec.Struct, kw_only=True):
-    """What no other network of a search beats in accuracy, complexity and key bytes, the most accurate first.
+    """What no other network of a search beats in accuracy, cost and key bytes, the most accurate first.
+
+    Networks that were measured are beaten by measured ones, in ``infer_s`` and ``key_bytes``; the others by any, in what
+    the compiler says of both.
 
     networks: that were tried and could be compiled. rows: ``accuracy`` on validation images in the clear,
     ``complexity`` and ``uncompressed_key_bytes`` by the compiler, the choices, ``operations`` (counts); encrypted
@@ -78,6 +82,21 @@ class Frontier(msgspec.Struct, kw_only=True):
         figure.update_xaxes(title="server time of an image (ms)", type="log")
         figure.update_yaxes(title="accuracy on validation images")
         return figure
+
+
+def unbeaten(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the measured rows that a measured one beats: worse in none of accuracy, time and key bytes, better in one."""
+
+    def costs(row: dict[str, Any]) -> tuple[float, ...]:
+        return -row["accuracy"], row["infer_s"], row["key_bytes"]
+
+    measured = [costs(row) for row in rows if "infer_s" in row]
+    return [
+        row
+        for row in rows
+        if "infer_s" not in row
+        or not any(all(map(le, other, costs(row))) and other != costs(row) for other in measured)
+    ]
 
 
 def choices(row: dict[str, Any]) -> str:

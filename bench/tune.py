@@ -2,7 +2,8 @@
 
 A trial trains one integer network (a student and its fine-tuning behind quantisers, as `models.train` does), scores it on
 validation images by the lowered network in the clear, and asks the backend's owner what its compiled circuit would cost,
-without keys. The networks on the frontier are then run encrypted for their latency. No test image is looked at.
+without keys. The networks on the frontier are then run encrypted, and those whose measured costs another beats are left
+out. No test image is looked at.
 
 Everything lies in one folder: trials in an SQLite file, so that a search that was killed goes on where it was; a network
 for each trial; ``frontier.json``, ``frontier.csv`` and ``frontier.html``.
@@ -30,7 +31,7 @@ from optuna.trial import TrialState
 from backends import wire
 from backends.registry import resolve
 from bench.files import RunError, replace, writer_of
-from bench.frontier import Frontier
+from bench.frontier import Frontier, unbeaten
 from bench.process import Party, TrialError
 from bench.runner import CALIBRATION_IMAGES
 from models import presets, train
@@ -235,7 +236,7 @@ class Search:
                     measured = {"reason": error.reason}
                 self.study.set_user_attr(_measurement(trial), measured)
             rows.append(row | (measured or {}))
-        return rows
+        return unbeaten(rows)
 
     def _latency(self, network: Network, options: dict[str, Any]) -> dict[str, Any]:
         """Encrypted, on validation images; medians. Raises TrialError."""

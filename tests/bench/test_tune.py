@@ -11,7 +11,7 @@ import pytest
 
 from bench import tune
 from bench.files import RunError
-from bench.frontier import Frontier
+from bench.frontier import Frontier, unbeaten
 from bench.record import RecordError
 from models import tasks
 from models.presets import PRESETS
@@ -59,6 +59,22 @@ def test_frontier_is_written_as_data_and_chart(tmp_path):
     figure = found.chart()
     assert list(figure.data[0].x) == [200.0] and list(figure.data[0].y) == [0.9]
     assert "plotly" in (tmp_path / "frontier.html").read_text()[:5000].lower()
+
+
+def test_only_measured_networks_beat_measured_ones():
+    def row(accuracy, infer_s=None, key_bytes=None):
+        measured = {} if infer_s is None else {"infer_s": infer_s, "key_bytes": key_bytes}
+        return {"accuracy": accuracy, "complexity": 1.0, **measured}
+
+    best, slower, worse, small, unmeasured = (
+        row(0.9, 1.0, 5),
+        row(0.9, 2.0, 5),
+        row(0.8, 1.5, 6),
+        row(0.8, 2.0, 4),
+        row(0.1),
+    )
+    assert unbeaten([best, slower, worse, small, unmeasured]) == [best, small, unmeasured]
+    assert unbeaten([best, best]) == [best, best]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"backend": "tfhe"}'])
