@@ -7,22 +7,21 @@ that ``backend.toml`` names. The environment variable BENCH_CONFORMANCE_BACKENDS
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from backends import wire
-from backends.registry import BackendInfo, backends, resolve
+from backends.registry import backends, resolve
 from bench.process import Party, TrialError
+from bench.session import Place, Session, Work
 from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise, ReLU
 
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
@@ -93,82 +92,51 @@ def assert_close(lowering: str, logits: np.ndarray, expected: np.ndarray) -> Non
         assert wrong <= max(1, len(error) // 10), f"{wrong} of {len(error)} images have logits that are not exact"
 
 
-@dataclass
-class Deployment:
-    """A prepared network, a client that has made its keys, and a server that has loaded them."""
-
-    info: BackendInfo
-    network: Network
-    prepared: wire.Message
-    keys: dict[str, bytes]
-    client: Party
-    server: Party
-    start: Callable[[str], Party]  # a further party
-
-    @property
-    def batch(self) -> int:
-        return self.prepared.header["batch"]
+class Deployment(Session):
+    """A session that compares its answers with the network's."""
 
     @property
     def encrypts(self) -> bool:
-        return self.info.scheme != "clear"
+        return self.work.backend.scheme != "clear"
 
-    def request(self, images: np.ndarray, client: Party | None = None) -> bytes:
-        client = client or self.client
-        client.call("encrypt", images=wire.array_to_bytes(images))
-        return client.call("serialise").blobs["message"]
+    @property
+    def lowering(self) -> str:
+        return self.work.backend.lowering
 
-    def response(self, request: bytes) -> bytes:
-        self.server.call("deserialise", message=request)
-        self.server.call("infer")
-        return self.server.call("serialise").blobs["message"]
+    @property
+    def network(self) -> Network:
+        return self.work.network
 
-    def logits(self, response: bytes, client: Party | None = None) -> np.ndarray:
-        client = client or self.client
-        client.call("deserialise", message=response)
-        return wire.array_from_bytes(client.call("decrypt").blobs["logits"])
-
-    def ask(self, images: np.ndarray) -> np.ndarray:
-        return self.logits(self.response(self.request(images)))
+    def with_server(self, server: Party) -> Deployment:
+        """The same client with another server."""
+        other = copy.copy(self)
+        other.server = server
+        return other
 
     def check(self, images: np.ndarray) -> None:
         """Answers are right, in as many requests as it takes."""
-        parts = [self.ask(images[i : i + self.batch]) for i in range(0, len(images), self.batch)]
-        assert_close(self.info.lowering, np.concatenate(parts), self.network.forward(images))
+        batch = self.report.batch
+        parts = [self.ask(images[i : i + batch]) for i in range(0, len(images), batch)]
+        assert_close(self.lowering, np.concatenate(parts), self.network.forward(images))
 
     def reads(self, client: Party, response: bytes, images: np.ndarray) -> bool:
         """Whether the client gets the logits of `images` from the response."""
         try:
-            logits = self.logits(response, client)
+            logits = self.logits(response, client=client)
         except TrialError:
             return False
         return bool(np.abs(logits - self.network.forward(images)).max() < 0.1)
 
 
-def deploy(stack: ExitStack, spec: str, network: Network, folder: Path, **job: Any) -> Deployment:
+@contextmanager
+def deploy(spec: str, network: Network, folder: Path, **job: Any) -> Iterator[Deployment]:
     """Raises TrialError, as a trial does."""
     info, variant = resolve(spec)
-    deadline = time.monotonic() + TIMEOUT_S
-
-    def start(role: str) -> Party:
-        return stack.enter_context(Party(role, info, 1, folder / f"{role}.log", deadline))
-
-    values = {"variant": variant, "scenario": "single-stream", "threads": 1, "model_privacy": "plain"} | job
-    blobs = {
-        "network": network.to_bytes(),
-        "calibration": wire.array_to_bytes(random_images(network, 64, seed=3)),
-    }
-    with start("owner") as owner:
-        prepared = owner.call("prepare", {"job": values}, **blobs)
-        client, server = start("client"), start("server")
-        client.call("load", artifact=prepared.blobs["client"])
-        server.call("load", artifact=prepared.blobs["server"])
-        keys = client.call("keygen", {"seed": 0}).blobs
-        public = keys.pop("public", b"")
-        server.call("load_keys", **keys)
-        if values["model_privacy"] == "encrypted":
-            server.call("load_model", **owner.call("encrypt_model", public=public).blobs)
-    return Deployment(info, network, prepared, keys, client, server, start)
+    work = Work(info, variant, network, random_images(network, 64, seed=3), **job)
+    with Deployment(work, Place(folder / "party", time.monotonic() + TIMEOUT_S)) as deployment:
+        deployment.prepare()
+        deployment.open()
+        yield deployment
 
 
 @pytest.fixture(scope="module", params=chosen())
@@ -187,9 +155,9 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def deployment(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """An RGB network, one image a request."""
-    with ExitStack() as stack:
-        network = tiny_network(resolve(spec)[0].lowering)
-        yield deploy(stack, spec, network, tmp_path_factory.mktemp("deployment"))
+    network = tiny_network(resolve(spec)[0].lowering)
+    with deploy(spec, network, tmp_path_factory.mktemp("deployment")) as deployed:
+        yield deployed
 
 
 @pytest.fixture
@@ -218,7 +186,7 @@ def test_logits_are_those_of_the_network(deployment: Deployment) -> None:
 def test_requests_do_not_depend_on_earlier_ones(deployment: Deployment) -> None:
     first, second = random_images(deployment.network, 2, seed=4)[:, None]
     answers = np.concatenate([deployment.ask(images) for images in (first, second, first)])
-    assert_close(deployment.info.lowering, answers, deployment.network.forward(np.concatenate([first, second, first])))
+    assert_close(deployment.lowering, answers, deployment.network.forward(np.concatenate([first, second, first])))
 
 
 def test_extreme_images(deployment: Deployment) -> None:
@@ -229,8 +197,8 @@ def test_extreme_images(deployment: Deployment) -> None:
 def test_one_output(spec: str, tmp_path: Path) -> None:
     """Gray images; one logit is a number and not a vector for some libraries."""
     network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4), outputs=1)
-    with ExitStack() as stack:
-        deploy(stack, spec, network, tmp_path).check(random_images(network, 2))
+    with deploy(spec, network, tmp_path) as deployment:
+        deployment.check(random_images(network, 2))
 
 
 def test_offline(spec: str, tmp_path: Path) -> None:
@@ -238,14 +206,14 @@ def test_offline(spec: str, tmp_path: Path) -> None:
     network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4), outputs=14)
     with ExitStack() as stack:
         try:
-            deployment = deploy(stack, spec, network, tmp_path, scenario="offline")
+            deployment = stack.enter_context(deploy(spec, network, tmp_path, scenario="offline"))
         except TrialError as error:
             assert not ACCIDENT.match(error.reason), error.reason
             pytest.skip(error.reason)
-        images = random_images(network, deployment.batch)
-        assert_close(deployment.info.lowering, deployment.ask(images), network.forward(images))
+        images = random_images(network, deployment.report.batch)
+        assert_close(deployment.lowering, deployment.ask(images), network.forward(images))
         fewer = images[: max(1, len(images) // 3)]
-        assert_close(deployment.info.lowering, deployment.ask(fewer), network.forward(fewer))
+        assert_close(deployment.lowering, deployment.ask(fewer), network.forward(fewer))
 
 
 def test_encrypted_model(spec: str, tmp_path: Path) -> None:
@@ -255,20 +223,20 @@ def test_encrypted_model(spec: str, tmp_path: Path) -> None:
         pytest.skip("scheme clear: nothing is encrypted")
     with ExitStack() as stack:
         try:
-            deployment = deploy(stack, spec, network, tmp_path, model_privacy="encrypted")
+            deployment = stack.enter_context(deploy(spec, network, tmp_path, model_privacy="encrypted"))
         except TrialError as error:
             assert error.reason.startswith("owner: ") and not ACCIDENT.match(error.reason), error.reason
             pytest.skip(error.reason)
         deployment.check(random_images(network, 1))
         weights = [layer.weight for layer in network.layers if isinstance(layer, Linear)]
-        assert not any(w.tobytes() in deployment.prepared.blobs["server"] for w in weights)
+        assert not any(w.tobytes() in deployment.artifacts["server"] for w in weights)
 
 
 # -- what the owner reports --------------------------------------------------------------------------------------------
 
 
 def test_security(deployment: Deployment) -> None:
-    security = deployment.prepared.header["security"]
+    security = deployment.report.security
     if deployment.encrypts:
         assert isinstance(security["bits"], int) and security["bits"] >= 128
         assert isinstance(security["standard"], str) and security["standard"]
@@ -277,10 +245,8 @@ def test_security(deployment: Deployment) -> None:
 
 
 def test_report_of_the_owner(deployment: Deployment) -> None:
-    header = deployment.prepared.header
-    assert deployment.batch >= 1
-    assert all(isinstance(count, int) and count > 0 for count in header["operations"].values())
-    assert bool(header["parameters"]) == deployment.encrypts
+    assert all(count > 0 for count in deployment.report.operations.values())
+    assert bool(deployment.report.parameters) == deployment.encrypts
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
@@ -290,14 +256,14 @@ def test_strangers_read_nothing(encrypting: Deployment) -> None:
     """Whoever has the client artifact but no keys, or keys of their own; their requests are of no use either."""
     images = random_images(encrypting.network, 1)
     response, stranger = encrypting.response(encrypting.request(images)), encrypting.start("client")
-    stranger.call("load", artifact=encrypting.prepared.blobs["client"])
+    stranger.call("load", artifact=encrypting.artifacts["client"])
     with pytest.raises(TrialError):
-        encrypting.logits(response, stranger)
+        encrypting.logits(response, client=stranger)
 
     stranger.call("keygen", {"seed": 1})
     assert not encrypting.reads(stranger, response, images)
     try:
-        foreign = encrypting.response(encrypting.request(images, stranger))
+        foreign = encrypting.response(encrypting.request(images, client=stranger))
     except TrialError as error:
         assert not ACCIDENT.match(error.reason), error.reason
     else:  # evaluated with the keys of another client
@@ -355,21 +321,20 @@ def test_server_refuses_a_response_for_a_request(encrypting: Deployment) -> None
 
 def test_server_refuses_damaged_keys_and_lives(encrypting: Deployment) -> None:
     server = encrypting.start("server")
-    server.call("load", artifact=encrypting.prepared.blobs["server"])
+    server.call("load", artifact=encrypting.artifacts["server"])
     assert_refused(lambda: server.call("load_keys"), "server")
     for name, key in encrypting.keys.items():
         for bad in (*damaged(key).values(), *(bad for _, bad in flipped(key))):
             assert_refused(lambda keys={name: bad}: server.call("load_keys", **encrypting.keys | keys), "server")
     server.call("load_keys", **encrypting.keys)
-    dataclasses.replace(encrypting, server=server).check(random_images(encrypting.network, 1))
+    encrypting.with_server(server).check(random_images(encrypting.network, 1))
 
 
 def test_server_refuses_keys_for_another_network(encrypting: Deployment, spec: str, tmp_path: Path) -> None:
     """At once, or a request of whoever made them; where the parameters happen to be the same, keys may be loaded."""
-    with ExitStack() as stack:
-        other = deploy(stack, spec, tiny_network(encrypting.info.lowering, (1, 4, 4), outputs=9), tmp_path)
+    with deploy(spec, tiny_network(encrypting.lowering, (1, 4, 4), outputs=9), tmp_path) as other:
         server = encrypting.start("server")
-        server.call("load", artifact=encrypting.prepared.blobs["server"])
+        server.call("load", artifact=encrypting.artifacts["server"])
 
         def use() -> None:
             server.call("load_keys", **other.keys)
@@ -378,7 +343,7 @@ def test_server_refuses_keys_for_another_network(encrypting: Deployment, spec: s
 
         assert_refused(use, "server")
         server.call("load_keys", **encrypting.keys)
-        dataclasses.replace(encrypting, server=server).check(random_images(encrypting.network, 1))
+        encrypting.with_server(server).check(random_images(encrypting.network, 1))
 
 
 def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> None:
@@ -386,4 +351,4 @@ def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> N
     response = encrypting.response(encrypting.request(images))
     for bad in (*damaged(response).values(), *(bad for _, bad in flipped(response))):
         assert_refused(lambda message=bad: encrypting.client.call("deserialise", message=message), "client")
-    assert_close(encrypting.info.lowering, encrypting.logits(response), encrypting.network.forward(images))
+    assert_close(encrypting.lowering, encrypting.logits(response), encrypting.network.forward(images))

@@ -10,19 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from backends.registry import resolve
-from bench.process import Party
 from bench.record import Trial
-from bench.runner import Subject, ask_owner
+from bench.runner import Subject, work
+from bench.session import Place, Session
 
 
 def show(trial: Trial, subject: Subject) -> None:
     """Raises TrialError, also for a backend that plans nothing."""
-    info, variant = resolve(trial.backend)
     with tempfile.TemporaryDirectory() as folder:
-        log, deadline = Path(folder) / "owner.log", time.monotonic() + trial.timeout_s
-        with Party("owner", info, trial.threads, log, deadline) as owner:
-            explanation = ask_owner(owner, "explain", trial, variant, subject).header["explanation"]
+        place = Place(Path(folder) / "explain", time.monotonic() + trial.timeout_s)
+        with Session(work(trial, subject), place) as session:
+            explanation = session.explain()
     console = Console()
     if "layers" not in explanation:  # a backend whose compiler plans says what it compiled
         console.print_json(data=explanation)

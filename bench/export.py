@@ -10,7 +10,8 @@ from datetime import datetime, timezone
 
 from bench.record import Record
 from bench.report.reading import Run
-from bench.report.table import REQUEST, SERVER_REQUEST, totals
+from bench.report.table import totals
+from bench.session import REQUEST, SERVER_REQUEST
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Frontier(msgspec.Struct, kw_only=True):
         """Accuracy over latency of the measured networks, the area of a point its keys."""
         import plotly.graph_objects as go
 
-        largest = max((row["key_bytes"] for row in self.measured), default=1)
+        largest = max((row["key_bytes"] for row in self.measured), default=0) or 1
         points = go.Scatter(
             x=[1e3 * row["infer_s"] for row in self.measured],
             y=[row["accuracy"] for row in self.measured],

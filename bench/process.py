@@ -105,6 +105,10 @@ class Party:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 

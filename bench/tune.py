@@ -18,7 +18,8 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,12 +29,12 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from backends import wire
 from backends.registry import resolve
 from bench.files import RunError, replace, writer_of
 from bench.frontier import Frontier, unbeaten
-from bench.process import Party, TrialError
-from bench.runner import CALIBRATION_IMAGES
+from bench.process import TrialError
+from bench.runner import calibration
+from bench.session import Place, Session, Work
 from models import presets, train
 from models.network import Network
 from models.quantised import Quantisation
@@ -47,6 +48,7 @@ TIMEOUT_S = 300.0
 # What measuring a network takes, about: it decides when searching stops.
 PARTIES_S = 30.0  # to start, prepare and make keys
 OPERATIONS_PER_S = 5e9  # of the compiler's complexity
+OWNER_DEATHS = 3  # over one network, after which a search ends
 TRIALS = "trials.sqlite"
 DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "uncompressed_key_bytes": "minimize"}
 
@@ -144,38 +146,82 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def run(self, budget_s: float, progress: Progress, restart_budget: float = 1.0) -> Frontier:
-        """Searches, measures and saves the frontier, which is returned. restart_budget: scales training, for tests."""
+        """Searches, measures and saves the frontier, which is returned. restart_budget: scales training, for tests.
+
+        Raises RunError: the time was over before one network was compiled, or the owner's process died again and again.
+        """
         start = time.monotonic()
+
+        def report(text: str) -> None:
+            share = (time.monotonic() - start) / budget_s
+            if share >= 1:
+                raise _OutOfTime
+            progress(share, text)
+
         recipe = Recipe(self.task, 0, restart_budget)
-        pool, validation = self._views(recipe, lambda f, text: progress(0.0, text))
-        with Party("owner", self.info, self.threads, self.folder / "owner.log", start + budget_s + TIMEOUT_S) as owner:
-
-            def objective(trial: optuna.Trial) -> tuple[float, ...]:
-                share = (time.monotonic() - start) / budget_s
-                progress(share, f"{len(self.finished)} trials finished, training number {trial.number}")
-                preset, options = space(trial, self.model)
-                network = recipe.one_integer(self.model, preset, pool, 0, lambda f, text: None)
-                network.save(self.folder / "networks" / str(trial.number))
-                try:
-                    cost = self._explain(owner, network, options)
-                except TrialError as error:
-                    trial.set_user_attr("refused", error.reason)
-                    raise optuna.TrialPruned(error.reason) from error
-                trial.set_user_attr("options", options)
-                trial.set_user_attr("operations", cost["operations"])
-                trial.set_user_attr("parameters", cost["parameters"])
-                accuracy = _accuracy(network, validation, self.task.multi_label)
-                return accuracy, cost["parameters"]["complexity"], sum(cost["bytes"].values())
-
-            while time.monotonic() - start + self._measuring_s() < budget_s or not self.finished:
-                self.study.optimize(objective, n_trials=1)
-        rows = self._measured(start, budget_s, progress)
+        try:
+            pool, validation = self._views(recipe, lambda f, text: report(text))
+            with self._session(start + budget_s) as owner:
+                while time.monotonic() - start + self._measuring_s() < budget_s:
+                    self.study.optimize(
+                        lambda trial: self._objective(trial, owner, recipe, pool, validation, report), n_trials=1
+                    )
+        except _OutOfTime:
+            pass
+        if not self.finished:
+            raise RunError(self._nothing(budget_s))
+        rows = self._measured(start + budget_s, report)
         frontier = Frontier(
             backend=self.backend, model=self.model, task=self.task.name, networks=len(self.finished), rows=rows
         )
         frontier.save(self.folder)
         progress(1.0, f"{len(self.finished)} trials, {len(rows)} on the frontier")
         return frontier
+
+    def _objective(
+        self,
+        trial: optuna.Trial,
+        owner: Session,
+        recipe: Recipe,
+        pool: Labelled,
+        validation: Labelled,
+        report: Callable[[str], None],
+    ) -> tuple[float, ...]:
+        text = f"{len(self.finished)} trials finished, training number {trial.number}"
+        report(text)
+        preset, options = space(trial, self.model)
+        network = recipe.one_integer(self.model, preset, pool, 0, lambda f, _: report(text))
+        network.save(self.folder / "networks" / str(trial.number))
+        try:
+            cost = _explained(owner, self._work(network, options))
+        except TrialError as error:
+            trial.set_user_attr("refused", error.reason)
+            raise optuna.TrialPruned(error.reason) from error
+        trial.set_user_attr("options", options)
+        trial.set_user_attr("operations", cost["operations"])
+        trial.set_user_attr("parameters", cost["parameters"])
+        accuracy = _accuracy(network, validation, self.task.multi_label)
+        return accuracy, cost["parameters"]["complexity"], sum(cost["bytes"].values())
+
+    def _nothing(self, budget_s: float) -> str:
+        """Why there is no frontier."""
+        refused = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        why = f": the last of {len(refused)} was refused, {refused[-1].user_attrs['refused']}" if refused else ""
+        return (
+            f"{budget_s:g} s were over before one network was trained and compiled{why}; give a longer --budget "
+            f"(a teacher alone may take minutes) and the same --out {self.folder}"
+        )
+
+    def _session(self, deadline: float) -> Session:
+        return Session(self._work(None), Place(self.folder / "party", deadline))
+
+    def _work(self, network: Network | None, options: dict[str, Any] | None = None) -> Work:
+        """network: None while there is none to ask about."""
+        return Work(self.info, self.variant, network, self._calibration, threads=self.threads, options=options or {})
+
+    @cached_property
+    def _calibration(self) -> np.ndarray:
+        return calibration(self.dataset)
 
     def _views(self, recipe: Recipe, progress: Progress) -> tuple[Labelled, Labelled]:
         """The training pool with its teachers' opinions, and validation views; kept in the folder."""
@@ -197,18 +243,6 @@ class Search:
             raise RunError(f"damaged {path}: {error}; delete it and run the same command") from error
         return Labelled(x, y), Labelled(vx, vy)
 
-    def _calibration(self) -> bytes:
-        images = self.dataset.train.images
-        chosen = np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES]
-        return wire.array_to_bytes(normalise(images[chosen]))
-
-    def _ask(self, owner: Party, operation: str, network: Network, options: dict[str, Any]) -> wire.Message:
-        job = {"variant": self.variant, "threads": self.threads, "options": options}
-        return owner.call(operation, {"job": job}, network=network.to_bytes(), calibration=self._calibration())
-
-    def _explain(self, owner: Party, network: Network, options: dict[str, Any]) -> dict[str, Any]:
-        return self._ask(owner, "explain", network, options).header["explanation"]
-
     # -- latency of the survivors --------------------------------------------------------------------------------------
 
     def _measuring_s(self) -> float:
@@ -216,56 +250,69 @@ class Search:
         if not self.finished:
             return 0.0
         left = [trial for trial in self.study.best_trials if _measurement(trial) not in self.study.user_attrs]
-        return sum(PARTIES_S + (WARM_UP + REQUESTS) * trial.values[1] / OPERATIONS_PER_S for trial in left)
+        return sum(map(_measuring_s, left))
 
-    def _measured(self, start: float, budget_s: float, progress: Progress) -> list[dict[str, Any]]:
-        """Rows of the frontier, best accuracy first; those that the budget leaves time for with their latency."""
+    def _measured(self, deadline: float, report: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Rows of the frontier, best accuracy first; those that there is time left for with their latency."""
         survivors = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
         rows = []
         for trial in survivors:
             row = {"number": trial.number, **dict(zip(DIRECTIONS, trial.values)), **trial.params}
             row["operations"] = trial.user_attrs["operations"]
             measured = self.study.user_attrs.get(_measurement(trial))
-            share = (time.monotonic() - start) / budget_s
-            if measured is None and (share < 1 or not rows):
-                progress(min(share, 1.0), f"measuring {len(rows) + 1} of {len(survivors)}")
+            if measured is None and time.monotonic() + _measuring_s(trial) < deadline:
+                report(f"measuring {len(rows) + 1} of {len(survivors)}")
                 network = Network.load(self.folder / "networks" / str(trial.number))
                 try:
-                    measured = self._latency(network, trial.user_attrs["options"])
+                    measured = self._latency(self._work(network, trial.user_attrs["options"]))
                 except TrialError as error:
                     measured = {"reason": error.reason}
                 self.study.set_user_attr(_measurement(trial), measured)
             rows.append(row | (measured or {}))
         return unbeaten(rows)
 
-    def _latency(self, network: Network, options: dict[str, Any]) -> dict[str, Any]:
+    def _latency(self, work: Work) -> dict[str, Any]:
         """Encrypted, on validation images; medians. Raises TrialError."""
-        deadline = time.monotonic() + TIMEOUT_S
-        with ExitStack() as stack:
-
-            def party(role: str) -> Party:
-                return stack.enter_context(Party(role, self.info, self.threads, self.folder / f"{role}.log", deadline))
-
-            prepared = self._ask(party("owner"), "prepare", network, options)
-            client, server = party("client"), party("server")
-            client.call("load", artifact=prepared.blobs["client"])
-            server.call("load", artifact=prepared.blobs["server"])
-            keys = client.call("keygen", {"seed": 0})
-            server.call("load_keys", **keys.blobs)
-            encrypt, infer = [], []
-            for image in normalise(self.dataset.val.images[: WARM_UP + REQUESTS]):
-                reply = client.call("encrypt", images=wire.array_to_bytes(image[None]))
-                encrypt.append(reply.header["wall_s"])
-                request = client.call("serialise").blobs["message"]
-                server.call("deserialise", message=request)
-                infer.append(server.call("infer").header["wall_s"])
+        with Session(work, Place(self.folder / "party", time.monotonic() + TIMEOUT_S)) as session:
+            session.prepare()
+            session.open()
+            for number, image in enumerate(normalise(self.dataset.val.images[: WARM_UP + REQUESTS])):
+                session.ask(image[None], "warm-up" if number < WARM_UP else "sample")
+            stages, sizes = session.ledger.stages, session.ledger.sizes
         return {
-            "encrypt_s": median(encrypt[WARM_UP:]),
-            "infer_s": median(infer[WARM_UP:]),
-            "keygen_s": keys.header["wall_s"],
-            "key_bytes": sum(map(len, keys.blobs.values())),
-            "request_bytes": len(request),
+            "encrypt_s": median(stages["client", "encrypt"].wall_s),
+            "infer_s": median(stages["server", "infer"].wall_s),
+            "keygen_s": stages["client", "keygen"].wall_s[0],
+            "key_bytes": sum(size for name, size in sizes.items() if name.endswith("_key_bytes")),
+            "request_bytes": sizes["request_bytes"],
         }
+
+
+class _OutOfTime(Exception):
+    """The budget of a search is over."""
+
+
+def _explained(owner: Session, work: Work) -> dict[str, Any]:
+    """What the owner says of this work. An owner that died is started again.
+
+    Raises TrialError if it refuses, RunError if it dies OWNER_DEATHS times, `_OutOfTime`.
+    """
+    for _ in range(OWNER_DEATHS):
+        try:
+            return owner.explain(work)
+        except TrialError as error:
+            if error.status == "timeout":
+                raise _OutOfTime from error
+            if owner.alive:
+                raise
+            reason = error.reason
+            owner.close()
+    raise RunError(f"the owner's process died {OWNER_DEATHS} times over the same network: {reason}")
+
+
+def _measuring_s(trial: optuna.trial.FrozenTrial) -> float:
+    """What measuring a network will take, about."""
+    return PARTIES_S + (WARM_UP + REQUESTS) * trial.values[1] / OPERATIONS_PER_S
 
 
 def _measurement(trial: optuna.trial.FrozenTrial) -> str:

@@ -13,8 +13,9 @@ from scipy.stats import kendalltau
 from bench.metrics import median_interval
 from bench.record import Conditions, Record
 from bench.report.quantity import with_unit
-from bench.report.table import REQUEST, SERVER_REQUEST, totals
+from bench.report.table import totals
 from bench.sampling import half_width
+from bench.session import REQUEST, SERVER_REQUEST
 
 PRECISION = 0.05  # where a trial asked for none
 DRIFT = 0.1  # share by which the machine's speed may differ

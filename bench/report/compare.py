@@ -15,7 +15,8 @@ from scipy.stats import bootstrap, mannwhitneyu
 
 from bench.metrics import CONFIDENCE, Interval
 from bench.record import Record, Trial, records_in
-from bench.report.table import COLUMNS, ONCE, REQUEST, SERVER_REQUEST, row, totals
+from bench.report.table import COLUMNS, row, totals
+from bench.session import ONCE, REQUEST, SERVER_REQUEST
 
 SIGNIFICANT = 0.01
 RESAMPLES = 9999

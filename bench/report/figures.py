@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from bench.report.layout import Trial, label, values_of
 from bench.report.page import TEMPLATES, markers_of
 from bench.report.quantity import THIN_SPACE, grouped, with_unit
-from bench.report.table import REQUEST
+from bench.session import REQUEST
 
 MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v",

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from bench.record import Record
 from bench.report.quantity import interval, with_unit
-from bench.report.table import COLUMNS, ONCE, QUERIES, REQUEST, Column
+from bench.report.table import COLUMNS, QUERIES, Column
+from bench.session import ONCE, REQUEST
 
 CLEAR = "clear"  # the backend that is the reference: neutral colour, first in every list
 AXES = (

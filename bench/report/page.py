@@ -26,8 +26,9 @@ from bench.report import claims
 from bench.report.layout import AXES, CLEAR, TABLES, Trial, cell, column, headings, label, values_of
 from bench.report.quantity import with_unit
 from bench.report.reading import Run
-from bench.report.table import COLUMNS, REQUEST
+from bench.report.table import COLUMNS
 from bench.report.verdict import verdict
+from bench.session import REQUEST
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 FILTERS = tuple(axis for axis in AXES if axis != "seed")

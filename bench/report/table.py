@@ -27,6 +27,7 @@ from bench.metrics import (
 )  # fmt: skip
 from bench.record import Record, Stage
 from bench.sampling import half_width
+from bench.session import ONCE, REQUEST, SERVER_REQUEST
 
 
 class Column(NamedTuple):
@@ -36,24 +37,6 @@ class Column(NamedTuple):
     meaning: str
 
 
-# What happens once, and what happens in every request, in order: column prefix → (role, stage of the record, meaning).
-ONCE = {
-    "prepare": ("owner", "prepare", "the owner compiles, encodes or encrypts the network"),
-    "client_load": ("client", "load", "the client loads its artifact"),
-    "server_load": ("server", "load", "the server loads its artifact"),
-    "keygen": ("client", "keygen", "the client makes and serialises the keys"),
-    "load_keys": ("server", "load_keys", "the server loads the evaluation keys"),
-}
-REQUEST = {
-    "encrypt": ("client", "encrypt", "the client encrypts the images of one request"),
-    "serialise_request": ("client", "serialise", "the client turns the ciphertexts into bytes"),
-    "deserialise_request": ("server", "deserialise", "the server reads the request"),
-    "infer": ("server", "infer", "the server evaluates the network on ciphertexts"),
-    "serialise_response": ("server", "serialise", "the server turns the result into bytes"),
-    "deserialise_response": ("client", "deserialise", "the client reads the response"),
-    "decrypt": ("client", "decrypt", "the client decrypts the logits"),
-}
-SERVER_REQUEST = {prefix: stage for prefix, stage in REQUEST.items() if stage[0] == "server"}
 STEPS = {
     "float": "float network in the clear",
     "lowered": "lowered (integer or polynomial) network in the clear",

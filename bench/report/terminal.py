@@ -14,8 +14,8 @@ from bench.record import Record
 from bench.report.layout import SUMMARY, Heading, Trial, cell, column, headings, label, values_of
 from bench.report.quantity import with_unit
 from bench.report.reading import Run
-from bench.report.table import ONCE, REQUEST
 from bench.report.verdict import verdict
+from bench.session import ONCE, REQUEST
 
 BAR = 12  # characters of the longest bar
 BLOCKS = " ▏▎▍▌▋▊▉█"

@@ -13,7 +13,7 @@ from bench import tune
 from bench.files import RunError
 from bench.frontier import Frontier, unbeaten
 from bench.record import RecordError
-from models import tasks
+from models import tasks, train
 from models.presets import PRESETS
 
 
@@ -139,6 +139,47 @@ def test_damaged_views_are_named(tmp_path, content):
         search._views(None, None)
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """A recipe of seconds."""
+    sizes = {
+        "POOL_IMAGES": 300,
+        "VALIDATION_IMAGES": 180,
+        "TEACHER_IMAGES": 300,
+        "QUANTISED_IMAGES": 300,
+        "TEACHERS": 1,
+    }
+    for name, value in sizes.items():
+        monkeypatch.setattr(train, name, value)
+
+
+def small_search(folder, backend) -> tune.Search:
+    task = tasks.task("digits")
+    return tune.Search(backend, "fcnn", task, tasks.load(task), folder, 1)
+
+
+def test_a_search_whose_owner_always_dies_ends_with_the_reason(tmp_path, small):
+    search = small_search(tmp_path, "fake:dead")
+    with pytest.raises(RunError, match="died 3 times over the same network: owner killed by signal 9"):
+        search.run(600, lambda share, text: None, restart_budget=0.001)
+    again = small_search(tmp_path, "fake:dead")  # what was not finished is tried again
+    assert len(again.study.get_trials(states=(optuna.trial.TrialState.WAITING,))) == 3
+
+
+def test_an_owner_that_died_is_started_again_and_no_trial_is_lost(tmp_path, small):
+    search = small_search(tmp_path, "fake:mortal")
+    search._measuring_s = lambda: 600.0 if len(search.finished) == 3 else 0.0
+    frontier = search.run(600, lambda share, text: None, restart_budget=0.001)
+    assert frontier.networks == 3 and len(search.study.get_trials()) == 3
+
+
+def test_a_budget_that_is_too_short_says_so_in_time(tmp_path, small):
+    start = time.monotonic()
+    with pytest.raises(RunError, match="before one network was trained and compiled; give a longer --budget"):
+        small_search(tmp_path, "fake:dead").run(1e-3, lambda share, text: None)
+    assert time.monotonic() - start < 60  # the whole recipe would take minutes
+
+
 SEARCH = """
 import sys
 from pathlib import Path
@@ -174,7 +215,7 @@ def test_a_killed_search_goes_on_with_every_finished_trial(tmp_path):
     process.wait()
     before = finished(tmp_path)
     assert before >= 2
-    resumed = start(1)
+    resumed = start(60)
     lines = resumed.communicate(timeout=280)[0].splitlines()
     assert resumed.returncode == 0
     assert lines[0] == str(before)
