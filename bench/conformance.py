@@ -22,7 +22,7 @@ import pytest
 from backends.registry import backends, resolve
 from bench.process import Party, TrialError
 from bench.session import Place, Session, Work
-from models.network import Flatten, Layer, Linear, Network, Polynomial, Quantise, ReLU
+from models.network import Flatten, Gemm, Network, Operator, Polynomial, Quantise, Relu, chain
 
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
 HIDDEN = 5
@@ -46,7 +46,7 @@ def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), o
     """Two linear layers with random weights and the activation of the lowering between them."""
     random = np.random.default_rng(1)
     inputs = int(np.prod(input_shape))
-    layers: tuple[Layer, ...]
+    layers: tuple[Operator, ...]
     if lowering == "integer":
         step = 1 / 3  # of inputs of two bits
         weight = np.zeros((HIDDEN, inputs))
@@ -55,21 +55,21 @@ def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), o
         layers = (
             Flatten(),
             Quantise(step, 2),
-            Linear(weight, step * np.ones(HIDDEN), 2, 1.0),
-            ReLU(),
+            Gemm(weight, step * np.ones(HIDDEN), 2, 1.0),
+            Relu(),
             Quantise(3 * step, 2),
-            Linear(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8),
+            Gemm(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8),
         )
     else:
-        activation = ReLU() if lowering == "float" else Polynomial(np.array([0.1, 0.5, 0.25]))
+        activation = Relu() if lowering == "float" else Polynomial(np.array([0.1, 0.5, 0.25]))
         hidden, output = ((HIDDEN, inputs), (outputs, HIDDEN))
         layers = (
             Flatten(),
-            Linear(random.normal(size=hidden) / np.sqrt(inputs), random.normal(size=HIDDEN) / 4),
+            Gemm(random.normal(size=hidden) / np.sqrt(inputs), random.normal(size=HIDDEN) / 4),
             activation,
-            Linear(random.normal(size=output), random.normal(size=outputs)),
+            Gemm(random.normal(size=output), random.normal(size=outputs)),
         )
-    return Network("tiny", "conformance", lowering, input_shape, outputs, layers)
+    return chain("tiny", "conformance", lowering, input_shape, layers)
 
 
 def random_images(network: Network, count: int, seed: int = 2) -> np.ndarray:
@@ -228,7 +228,7 @@ def test_encrypted_model(spec: str, tmp_path: Path) -> None:
             assert error.reason.startswith("owner: ") and not ACCIDENT.match(error.reason), error.reason
             pytest.skip(error.reason)
         deployment.check(random_images(network, 1))
-        weights = [layer.weight for layer in network.layers if isinstance(layer, Linear)]
+        weights = [layer.weight for layer in network.operators if isinstance(layer, Gemm)]
         assert not any(w.tobytes() in deployment.artifacts["server"] for w in weights)
 
 

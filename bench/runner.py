@@ -262,10 +262,7 @@ def _verdict(outputs: Outputs, images: int) -> tuple[Status, str]:
 
 
 def describe(network: Network) -> dict[str, Any]:
-    layers = [
-        " ".join([layer.type, *(f"{len(w)}" for w in [getattr(layer, "weight", None)] if w is not None)])
-        for layer in network.layers
-    ]
+    layers = [" ".join([node.type, *map(str, network.shapes[node.output])]) for node in network.nodes]
     return {
         "model": network.model,
         "lowering": network.lowering,

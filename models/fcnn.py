@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.network import AvgPool2d, Flatten, Layer, Linear, Polynomial, ReLU
+from models.network import AveragePool, Flatten, Gemm, Operator, Polynomial, Relu
 
 HIDDEN = 64
 MEAN, STD = 0.5, 0.25  # roughly those of every task's images
@@ -24,7 +24,7 @@ class Quadratic(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        start = torch.tensor([[0.2], [0.5], [0.2]])  # ReLU's least-squares fit under N(0, 1): 1/√8π, 1/2, 1/√8π
+        start = torch.tensor([[0.2], [0.5], [0.2]])  # Relu's least-squares fit under N(0, 1): 1/√8π, 1/2, 1/√8π
         self.coefficients = nn.Parameter(start.repeat(1, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class Quadratic(nn.Module):
 
 
 class Fcnn(nn.Module):
-    """The float (ReLU) or polynomial network in training. Maps images (n, channels, 28, 28) in [0, 1] to logits.
+    """The float (Relu) or polynomial network in training. Maps images (n, channels, 28, 28) in [0, 1] to logits.
 
     pooling: images are first averaged over squares of so many pixels; it divides 28.
     """
@@ -55,7 +55,7 @@ class Fcnn(nn.Module):
         return self.output(self.activation(self.normalise(self.hidden(x))))
 
     @torch.no_grad()
-    def export(self) -> tuple[Layer, ...]:
+    def export(self) -> tuple[Operator, ...]:
         """The layers of the network description, with standardisation and batch normalisation folded."""
         weight, bias = self.hidden.weight.double(), self.hidden.bias.double()
         bias = bias - weight.sum(1) * (MEAN / STD)
@@ -63,17 +63,17 @@ class Fcnn(nn.Module):
         scale = (self.normalise.running_var.double() + self.normalise.eps).rsqrt()
         bias = (bias - self.normalise.running_mean) * scale
         weight = weight * scale[:, None]
-        activation: Layer = ReLU()
+        activation: Operator = Relu()
         if isinstance(self.activation, Quadratic):
             weight, bias = weight / RANGE, bias / RANGE
             powers = RANGE ** torch.arange(3)[:, None]
             activation = Polynomial(_array(self.activation.coefficients * powers))
         return (
-            *([AvgPool2d(self.pooling, self.pooling)] if self.pooling > 1 else []),
+            *([AveragePool((self.pooling,) * 2, (self.pooling,) * 2)] if self.pooling > 1 else []),
             Flatten(),
-            Linear(_array(weight), _array(bias)),
+            Gemm(_array(weight), _array(bias)),
             activation,
-            Linear(_array(self.output.weight), _array(self.output.bias)),
+            Gemm(_array(self.output.weight), _array(self.output.bias)),
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.network import AvgPool2d, Conv2d, Flatten, Layer, Linear, Polynomial, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Operator, Polynomial, Relu
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ SHALLOW = Design((Convolution(5, 5, 2),), hidden=(64,))  # LoLa's shape: Brutzku
 class Quadratic(nn.Module):
     """``c0 + c1·x + c2·x²``. Only c1 is learnt, one for each channel: a factor and a constant are the next layer's.
 
-    So c2 cannot vanish, and the square can always be completed. Start: ReLU's least-squares fit under N(0, 1).
+    So c2 cannot vanish, and the square can always be completed. Start: Relu's least-squares fit under N(0, 1).
 
     excess: mean squared distance of the last batch's inputs from ±`RANGE`, for training to penalise. Squares of squares
     amplify an image that is unlike the others, while CKKS is precise in a range that must be known in advance.
@@ -69,7 +69,7 @@ class Quadratic(nn.Module):
 
 
 class PolyCnn(nn.Module):
-    """The float (ReLU) or polynomial network in training. Maps images (n, channels, h, w) in [0, 1] to logits."""
+    """The float (Relu) or polynomial network in training. Maps images (n, channels, h, w) in [0, 1] to logits."""
 
     def __init__(self, design: Design, input_shape: tuple[int, int, int], outputs: int, lowering: str) -> None:
         super().__init__()
@@ -99,23 +99,23 @@ class PolyCnn(nn.Module):
         return self.layers(images)
 
     @torch.no_grad()
-    def export(self) -> tuple[Layer, ...]:
+    def export(self) -> tuple[Operator, ...]:
         """The layers of the network description, with batch normalisation folded into the layer before it."""
-        exported: list[Layer] = []
+        exported: list[Operator] = []
         modules = list(self.layers)
         for module, following in zip(modules, [*modules[1:], None], strict=True):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 weight, bias = _folded(module, following)
                 if isinstance(module, nn.Linear):
-                    exported.append(Linear(weight, bias))
+                    exported.append(Gemm(weight, bias))
                 else:
-                    exported.append(Conv2d(weight, bias, module.stride[0], int(module.padding[0])))
+                    exported.append(Conv(weight, bias, module.stride, module.padding * 2))
             elif isinstance(module, Quadratic):
                 exported.append(module.export())
             elif isinstance(module, nn.ReLU):
-                exported.append(ReLU())
+                exported.append(Relu())
             elif isinstance(module, nn.AvgPool2d):
-                exported.append(AvgPool2d(int(module.kernel_size), int(module.stride)))
+                exported.append(AveragePool((module.kernel_size,) * 2, (module.stride,) * 2))
             elif isinstance(module, nn.Flatten):
                 exported.append(Flatten())
         return tuple(exported)

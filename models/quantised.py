@@ -26,7 +26,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.network import AvgPool2d, Conv2d, Flatten, Layer, Linear, Network, NetworkError, Polynomial, Quantise, ReLU
+from models import NetworkError
+from models.network import (
+    AveragePool,
+    Conv,
+    Flatten,
+    Gemm,
+    Network,
+    Operator,
+    Polynomial,
+    Quantise,
+    Relu,
+    chain,
+)
 
 BATCH = 256
 RATE = 3e-4
@@ -50,7 +62,7 @@ class Quantisation:
     """Bits of every kind of value. Signed ones are narrow: 3 bits are -3 … 3.
 
     accumulator_bits: that the PBS reads after rounding; None: accumulators are not rounded.
-    activation_bits: of an activation's output; ReLU with one bit is a step.
+    activation_bits: of an activation's output; Relu with one bit is a step.
     pruning: share of the weights before each activation that are zero, those of least magnitude (L1).
     """
 
@@ -82,7 +94,7 @@ class _Affine(nn.Module):
     reach: the largest accumulator seen since it was set to 0, as a share of the range.
     """
 
-    def __init__(self, layer: Linear | Conv2d, bits: int, rounding: Quantise | None, pruning: float) -> None:
+    def __init__(self, layer: Gemm | Conv, bits: int, rounding: Quantise | None, pruning: float) -> None:
         super().__init__()
         self.layer, self.bits, self.rounding, self.reach = layer, bits, rounding, 0.0
         self.weight = nn.Parameter(torch.from_numpy(layer.weight).float())
@@ -107,10 +119,13 @@ class _Affine(nn.Module):
         return ((self.bias / unit).round() + 0.25) * unit if self.rounding else self.bias
 
     def accumulate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.layer, Linear):
+        if isinstance(self.layer, Gemm):
             return functional.linear(x, weight, bias)
-        options = {"stride": self.layer.stride, "padding": self.layer.padding, "groups": self.layer.groups}
-        return functional.conv2d(x, weight, bias, **options)
+        top, left, bottom, right = self.layer.pads
+        x = functional.pad(x, (left, right, top, bottom))
+        return functional.conv2d(
+            x, weight, bias, self.layer.strides, dilation=self.layer.dilations, groups=self.layer.group
+        )
 
     def forward(self, x: torch.Tensor, input_scale: float) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Accumulators, and the penalty for those near the end of their range."""
@@ -128,7 +143,7 @@ class _Affine(nn.Module):
         steps = steps.clamp(low, high)
         return _through(steps, steps.round()) * self.rounding.scale, excess
 
-    def export(self, input_scale: float) -> Linear | Conv2d:
+    def export(self, input_scale: float) -> Gemm | Conv:
         scale = self.weight_scale(input_scale)
         largest = 2 ** (self.bits - 1) - 1
         weight = np.clip(np.round((self.weight * self.mask).double().numpy() / scale), -largest, largest) * scale
@@ -139,7 +154,7 @@ class _Affine(nn.Module):
 class _Activation(nn.Module):
     """ReLU or a polynomial, and the quantiser of its output."""
 
-    def __init__(self, layer: ReLU | Polynomial, quantise: Quantise) -> None:
+    def __init__(self, layer: Relu | Polynomial, quantise: Quantise) -> None:
         super().__init__()
         self.layer, self.quantise = layer, quantise
         self.log_step = nn.Parameter(torch.tensor(math.log(quantise.scale)))
@@ -158,8 +173,8 @@ class _Activation(nn.Module):
             x = functional.relu(x)
         return _quantised(x, self.log_step.exp(), *self.quantise.range)
 
-    def export(self) -> tuple[Layer, Layer]:
-        layer: Layer = self.layer
+    def export(self) -> tuple[Operator, Operator]:
+        layer: Operator = self.layer
         if isinstance(layer, Polynomial):
             layer = Polynomial(self.coefficients.numpy().copy())
         return layer, dataclasses.replace(self.quantise, scale=self.scale)
@@ -168,7 +183,7 @@ class _Activation(nn.Module):
 class _Quantised(nn.Module):
     """before: layers that the client computes in the clear, the last but flattening is the `Quantise` of the input."""
 
-    def __init__(self, before: tuple[Layer, ...], parts: Sequence[nn.Module]) -> None:
+    def __init__(self, before: tuple[Operator, ...], parts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.before, self.parts = before, nn.ModuleList(parts)
         self.input_scale = next(layer.scale for layer in before if isinstance(layer, Quantise))
@@ -186,7 +201,7 @@ class _Quantised(nn.Module):
         return x, penalty
 
     @torch.no_grad()
-    def export(self) -> tuple[Layer, ...]:
+    def export(self) -> tuple[Operator, ...]:
         layers, scale = list(self.before), self.input_scale
         for part in self.parts:
             if isinstance(part, _Affine):
@@ -201,10 +216,10 @@ class _Quantised(nn.Module):
         return tuple(layers)
 
 
-def _client(layers: Sequence[Layer], x: torch.Tensor) -> torch.Tensor:
+def _client(layers: Sequence[Operator], x: torch.Tensor) -> torch.Tensor:
     for layer in layers:
-        if isinstance(layer, AvgPool2d):
-            x = functional.avg_pool2d(x, layer.kernel, layer.stride)
+        if isinstance(layer, AveragePool):
+            x = functional.avg_pool2d(x, layer.kernel_shape, layer.strides)
         elif isinstance(layer, Quantise):
             x = (x / layer.scale).round().clamp(*layer.range) * layer.scale
         else:
@@ -219,12 +234,12 @@ def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Modul
     of the linear layer that follows. Raises NetworkError for layers that it does not know.
     """
     layers = fold_pooling(network)
-    start = next(i for i, layer in enumerate(layers) if isinstance(layer, Linear | Conv2d))
-    before = [layer for layer in layers[:start] if isinstance(layer, AvgPool2d | Flatten)]
+    start = next(i for i, layer in enumerate(layers) if isinstance(layer, Gemm | Conv))
+    before = [layer for layer in layers[:start] if isinstance(layer, AveragePool | Flatten)]
     if len(before) < start:
         raise NetworkError("only pooling and flattening may come before the first linear or convolutional layer")
     before.insert(
-        sum(isinstance(layer, AvgPool2d) for layer in before), Quantise(1 / (2**bits.input_bits - 1), bits.input_bits)
+        sum(isinstance(layer, AveragePool) for layer in before), Quantise(1 / (2**bits.input_bits - 1), bits.input_bits)
     )
     x = _client(before, torch.from_numpy(images) / 255).double().numpy()
     parts: list[nn.Module] = []
@@ -234,13 +249,13 @@ def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Modul
         if isinstance(layer, Flatten):
             parts.append(nn.Flatten())
             x = layer(x)
-        elif isinstance(layer, Linear | Conv2d) and isinstance(following, ReLU | Polynomial):
+        elif isinstance(layer, Gemm | Conv) and isinstance(following, Relu | Polynomial):
             layer, activation = _scaled(layer, rest.pop(0), layer(x))
             rounding = None
             if bits.accumulator_bits is not None:
                 high = 2 ** (bits.accumulator_bits - 1) - 1
                 rounding = Quantise(MARGIN / (high + 0.5), bits.accumulator_bits, signed=True)
-                if isinstance(activation, ReLU):  # channels keep their relation
+                if isinstance(activation, Relu):  # channels keep their relation
                     rounding = dataclasses.replace(rounding, scale=rounding.scale * float(np.abs(layer(x)).max()))
             if isinstance(activation, Polynomial):
                 activation = _spread(activation, layer(x), rest)
@@ -249,10 +264,10 @@ def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Modul
             quantise = _fitted(quantise, y)
             parts += [_Affine(layer, bits.weight_bits, rounding, bits.pruning), _Activation(activation, quantise)]
             x = y
-        elif isinstance(layer, Linear | Conv2d) and following is None:
+        elif isinstance(layer, Gemm | Conv) and following is None:
             parts.append(_Affine(layer, bits.output_weight_bits, None, 0.0))
         else:
-            raise NetworkError(f"layer {layer.type!r} has no place in an integer network")
+            raise NetworkError(f"{type(layer).__name__} has no place in an integer network")
     return _Quantised(tuple(before), parts)
 
 
@@ -264,11 +279,9 @@ def _fitted(quantise: Quantise, values: np.ndarray) -> Quantise:
     return min(fits, key=lambda fit: np.square(fit(sample) - sample).mean())
 
 
-def _scaled(
-    layer: Linear | Conv2d, activation: ReLU | Polynomial, y: np.ndarray
-) -> tuple[Linear | Conv2d, ReLU | Polynomial]:
+def _scaled(layer: Gemm | Conv, activation: Relu | Polynomial, y: np.ndarray) -> tuple[Gemm | Conv, Relu | Polynomial]:
     """Before a polynomial, each channel of the accumulators `y` is scaled to -1 … 1, and the polynomial takes it back."""
-    if isinstance(activation, ReLU):
+    if isinstance(activation, Relu):
         return layer, activation
     reach = np.abs(y).max(axis=tuple(i for i in range(y.ndim) if i != 1))
     weight = layer.weight / reach.reshape(-1, *[1] * (layer.weight.ndim - 1))
@@ -277,24 +290,24 @@ def _scaled(
     return dataclasses.replace(layer, weight=weight, bias=layer.bias / reach), Polynomial(coefficients)
 
 
-def _spread(activation: Polynomial, accumulators: np.ndarray, rest: list[Layer]) -> Polynomial:
+def _spread(activation: Polynomial, accumulators: np.ndarray, rest: list[Operator]) -> Polynomial:
     """Each channel of the output moved and scaled to -1 … 1; the next layer, the first affine one of `rest`, takes it back.
 
     The ends are quantiles, because the tails of a square are long. Behind a padded convolution zero must stay zero.
     """
-    index = next(i for i, layer in enumerate(rest) if isinstance(layer, Linear | Conv2d))
+    index = next(i for i, layer in enumerate(rest) if isinstance(layer, Gemm | Conv))
     following = rest[index]
     y = np.moveaxis(activation(accumulators), 1, 0).reshape(accumulators.shape[1], -1)
     low, high = np.quantile(y, (TAIL, 1 - TAIL), axis=1)
-    if isinstance(following, Conv2d):
-        if following.groups > 1:
+    if isinstance(following, Conv):
+        if following.group > 1:
             return activation
         middle, reach = np.zeros(len(y)), np.maximum(np.maximum(-low, high), 1e-6)
         weight = following.weight * reach[:, None, None]
     else:
         middle, reach = (low + high) / 2, np.maximum((high - low) / 2, 1e-6)
         weight = following.weight * np.repeat(reach, following.weight.shape[1] // len(y))
-    if isinstance(following, Linear):
+    if isinstance(following, Gemm):
         shift = following.weight @ np.repeat(middle, following.weight.shape[1] // len(y))
         following = dataclasses.replace(following, bias=following.bias + shift)
     rest[index] = dataclasses.replace(following, weight=weight)
@@ -303,15 +316,17 @@ def _spread(activation: Polynomial, accumulators: np.ndarray, rest: list[Layer])
     return Polynomial(coefficients / reach)
 
 
-def fold_pooling(network: Network) -> tuple[Layer, ...]:
+def fold_pooling(network: Network) -> tuple[Operator, ...]:
     """The layers with average pooling between an activation and a linear layer made part of the linear layer."""
-    layers, shape = list(network.layers), (1, *network.input_shape)
+    if not network.is_chain:
+        raise NetworkError("only a chain of operators can be fine-tuned behind quantisers")
+    layers, shape = list(network.operators), (1, *network.input_shape)
     x, index = np.zeros(shape), 0
     while index < len(layers):
         layer = layers[index]
         after = layers[index + 1 : index + 3]
-        if isinstance(layer, AvgPool2d) and any(isinstance(before, Linear | Conv2d) for before in layers[:index]):
-            if [type(following) for following in after] != [Flatten, Linear]:
+        if isinstance(layer, AveragePool) and any(isinstance(before, Gemm | Conv) for before in layers[:index]):
+            if [type(following) for following in after] != [Flatten, Gemm]:
                 raise NetworkError(
                     "average pooling behind an activation must be followed by flattening and a linear layer"
                 )
@@ -360,7 +375,7 @@ def fine_tune(
     _widen(quantised.eval(), pool[0])
     layers = quantised.export()
     provenance: dict[str, Any] = {"quantisation": dataclasses.asdict(bits) | {"images": images, "seed": seed}}
-    return dataclasses.replace(network, lowering="integer", layers=layers, provenance=provenance)
+    return chain(network.model, network.task, "integer", network.input_shape, layers, provenance)
 
 
 @torch.no_grad()

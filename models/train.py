@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from models import fcnn, polycnn
 from models.augment import augment
-from models.network import LOWERINGS, Layer, Linear, Network
+from models.network import LOWERINGS, Gemm, Network, chain
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
@@ -42,7 +42,7 @@ from models.zoo import INTEGER_NETWORK, base
 
 @dataclass(frozen=True)
 class Architecture:
-    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export() -> tuple[Layer, ...]`.
+    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export() -> tuple[Operator, ...]`.
 
     images: how many are seen in the training of a student; rate: the peak of its learning rate.
     """
@@ -222,7 +222,7 @@ class Recipe:
             progress=progress,
         )
         task = self.task
-        return Network(model, task.name, lowering, task.input_shape, task.outputs, module.export())
+        return chain(model, task.name, lowering, task.input_shape, module.export())
 
     def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
         """Of RESTARTS networks, the one with the lowest loss on the validation images."""
@@ -275,8 +275,8 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     task, images = dataset.task, len(dataset.val)
     if task.multi_label:  # each label has an answer of its own; no class competes with another
         return network, 0.0
-    *body, last = network.layers
-    assert isinstance(last, Linear)
+    *body, last = network.operators
+    assert isinstance(last, Gemm)
     logits = network.forward(validation.images.numpy() / 255)
     labels = validation.targets.argmax(1).numpy()
     counts = np.bincount(dataset.train.labels[:, 0], minlength=task.outputs) + 1.0
@@ -286,8 +286,8 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     best = accuracy.max()
     tau = float(ADJUSTMENTS[accuracy >= best - min(np.sqrt(best * (1 - best) / images), ADJUSTMENT_LOSS)].max())
     bias = (last.bias + tau * shift).astype(np.float32)
-    layers: tuple[Layer, ...] = (*body, dataclasses.replace(last, bias=bias))
-    return dataclasses.replace(network, layers=layers), tau
+    layers = (*body, dataclasses.replace(last, bias=bias))
+    return network.with_operators(layers), tau
 
 
 def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:

@@ -104,7 +104,7 @@ def _check(model: str) -> None:
 
 
 def _cache() -> Path:
-    return tasks.user_cache() / "weights"
+    return tasks.user_cache() / "networks"
 
 
 def _stem(folder: Path, model: str, task: Task, lowering: str) -> Path:

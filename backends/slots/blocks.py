@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends.api import BackendError
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Relu
 
 Activation = Callable[[np.ndarray], np.ndarray]
 RANGE_MARGIN = 1.5  # how far beyond the calibration images an intermediate value may go
@@ -45,7 +45,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Blocks:
-    """``logits = output_scale · A_n(f(A_{n−1}(… f(A_1(x)) …)))`` with f the element-wise square, or ReLU.
+    """``logits = output_scale · A_n(f(A_{n−1}(… f(A_1(x)) …)))`` with f the element-wise square, or Relu.
 
     Every A_i is scaled so that its outputs stay within [−1, 1] on the calibration images times `RANGE_MARGIN`: then
     two bits of head room serve every network.
@@ -65,7 +65,7 @@ class Blocks:
 def from_network(network: Network, calibration: np.ndarray, lowering: str = "polynomial") -> Blocks:
     """calibration: images (n, channels, height, width) in [0, 1].
 
-    lowering: the one that is needed; a polynomial network becomes squares, a float one keeps its ReLU. Raises
+    lowering: the one that is needed; a polynomial network becomes squares, a float one keeps its Relu. Raises
     BackendError for any other network, and for an activation that is not of degree 2 or lacks the square.
     """
     if network.lowering != lowering:
@@ -73,25 +73,25 @@ def from_network(network: Network, calibration: np.ndarray, lowering: str = "pol
     shape: tuple[int, ...] = network.input_shape
     current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
     affines: list[Affine] = []
-    for layer in network.layers:
+    for layer in network.operators:
         if isinstance(layer, Polynomial):
             shift, factor, constant = _complete_square(layer, shape)
             affines.append(Affine(current.weight, current.bias + shift, shape))
             current = Affine(np.diag(factor), constant, shape)
-        elif isinstance(layer, ReLU) and lowering == "float":
+        elif isinstance(layer, Relu) and lowering == "float":
             affines.append(current)
             current = Affine(np.eye(math.prod(shape)), np.zeros(math.prod(shape)), shape)
-        elif isinstance(layer, (Linear, Conv2d, AvgPool2d, Flatten)):
+        elif isinstance(layer, (Gemm, Conv, AveragePool, Flatten)):
             current = _compose(layer, current)
             shape = current.shape
         else:
-            raise BackendError(f"CKKS cannot evaluate a {layer.type} layer; train the polynomial lowering")
+            raise BackendError(f"CKKS cannot evaluate {type(layer).__name__}; train the polynomial lowering")
     affines.append(current)
     activation = relu if lowering == "float" else np.square
     return _normalise(tuple(affines), calibration.reshape(len(calibration), -1), activation)
 
 
-def _compose(layer: Linear | Conv2d | AvgPool2d | Flatten, before: Affine) -> Affine:
+def _compose(layer: Gemm | Conv | AveragePool | Flatten, before: Affine) -> Affine:
     """``layer ∘ before``; applying the layer to the columns of the matrix keeps one definition of each layer."""
 
     def apply(columns: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _complete_square(layer: Polynomial, shape: tuple[int, ...]) -> tuple[np.ndar
 
 def _normalise(affines: tuple[Affine, ...], x: np.ndarray, activation: Activation) -> Blocks:
     """Divides each output of an affine map by its largest value, so that the noise is small against every one of them;
-    the next map takes the factor back, as the activation (square or ReLU) left it. The logits have one factor for all."""
+    the next map takes the factor back, as the activation (square or Relu) left it. The logits have one factor for all."""
     if not len(x):
         raise BackendError("the owner needs calibration images to know the range of the intermediate values")
     scaled: list[Affine] = []

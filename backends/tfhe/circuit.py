@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from backends.api import BackendError
-from models.network import LAYER_TYPES, Conv2d, Flatten, Layer, Linear, Network, Quantise
+from models.network import Conv, Flatten, Gemm, Network, Operator, Quantise, describe, operator_of
 
 RELATIVE_TOLERANCE = 1e-6
 
@@ -31,7 +31,7 @@ class Affine:
     bias: in units; part of the accumulator if that is rounded, else of the table, or added after decryption.
     """
 
-    layer: Linear | Conv2d
+    layer: Gemm | Conv
     weight: np.ndarray
     bias: np.ndarray
     unit: float
@@ -43,11 +43,10 @@ class Affine:
 
     def accumulate(self, x: Any, convolve: Callable[..., Any]) -> Any:
         """Of clear or encrypted integers; `convolve` does what `fhe.conv` does."""
-        if isinstance(self.layer, Linear):
+        if isinstance(self.layer, Gemm):
             y = x @ self.weight.T
         else:
-            p, s = self.layer.padding, self.layer.stride
-            y = convolve(x, self.weight, pads=(p, p, p, p), strides=(s, s), group=self.layer.groups)
+            y = convolve(x, self.weight, pads=self.layer.pads, strides=self.layer.strides, group=self.layer.group)
         return y + np.round(self.bias).astype(np.int64) if self.rounding else y
 
 
@@ -55,7 +54,7 @@ class Affine:
 class Table:
     """Accumulators (multiples of `unit`) → integers: `layers`, of which the last quantises. One PBS an element."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[Operator, ...]
     unit: float
     bias: np.ndarray | float
 
@@ -76,7 +75,7 @@ class Plan:
     steps: what the server computes; the last one is an `Affine`.
     """
 
-    before: tuple[Layer, ...]
+    before: tuple[Operator, ...]
     input_scale: float
     steps: tuple[Step, ...]
 
@@ -98,7 +97,7 @@ class Plan:
 class Ends:
     """What the client computes in the clear: images → integers, and accumulators of the last layer → logits."""
 
-    before: tuple[Layer, ...]
+    before: tuple[Operator, ...]
     input_scale: float
     output_unit: float
     output_bias: np.ndarray
@@ -121,20 +120,19 @@ class Ends:
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON, which `read` reads."""
-        layers = [{"type": layer.type} | asdict(layer) for layer in self.before]
-        return asdict(self) | {"before": layers, "output_bias": self.output_bias.tolist()}
+        return asdict(self) | {"before": list(map(describe, self.before)), "output_bias": self.output_bias.tolist()}
 
     @staticmethod
     def read(values: dict[str, Any]) -> Ends:
-        layers = (
-            LAYER_TYPES[spec["type"]](**{k: v for k, v in spec.items() if k != "type"}) for spec in values["before"]
-        )
-        return Ends(tuple(layers), values["input_scale"], values["output_unit"], np.array(values["output_bias"]))
+        layers = tuple(map(operator_of, values["before"]))
+        return Ends(layers, values["input_scale"], values["output_unit"], np.array(values["output_bias"]))
 
 
 def plan(network: Network) -> Plan:
     """Raises BackendError for a network that has no integer circuit."""
-    layers = list(network.layers)
+    if not network.is_chain:
+        raise BackendError("the integer network has branches, which this backend does not compile yet")
+    layers = list(network.operators)
     first = next((i for i, layer in enumerate(layers) if isinstance(layer, Quantise)), None)
     if first is None:
         raise BackendError("the network does not quantise its input: train its integer lowering")
@@ -147,9 +145,9 @@ def plan(network: Network) -> Plan:
         layer = rest.pop(0)
         if isinstance(layer, Flatten):
             steps.append(layer)
-        elif isinstance(layer, Linear | Conv2d):
+        elif isinstance(layer, Gemm | Conv):
             after = []
-            while rest and not isinstance(rest[0], Linear | Conv2d | Flatten):
+            while rest and not isinstance(rest[0], Gemm | Conv | Flatten):
                 after.append(rest.pop(0))
             affine = _affine(layer, scale, after)
             steps.append(affine)
@@ -157,7 +155,7 @@ def plan(network: Network) -> Plan:
                 steps.append(_table(affine, after))
                 scale = after[-1].scale
         else:
-            raise BackendError(f"a {layer.type} layer on encrypted integers is not supported: fold it before lowering")
+            raise BackendError(f"{type(layer).__name__} on encrypted integers is not supported: fold it before lowering")
     if not steps or not isinstance(steps[-1], Affine):
         raise BackendError("the last layer of an integer network must be linear")
     return Plan(before, input_scale, tuple(steps))
@@ -169,7 +167,7 @@ def split(plan: Plan, bits: int) -> Plan:
     A part takes as many inputs as fit, at least one: outputs 0, 1, … of the first part, then those of the second.
     """
     last = plan.affines[-1]
-    if not isinstance(last.layer, Linear):
+    if not isinstance(last.layer, Gemm):
         return plan
     tables = [step for step in plan.steps if isinstance(step, Table)]
     source = tables[-1].layers[-1] if tables else next(layer for layer in plan.before if isinstance(layer, Quantise))
@@ -187,13 +185,13 @@ def split(plan: Plan, bits: int) -> Plan:
     return replace(plan, steps=(*plan.steps[:-1], replace(last, weight=weight.reshape(-1, last.weight.shape[1]))))
 
 
-def _affine(layer: Linear | Conv2d, scale: float, after: list[Layer]) -> Affine:
+def _affine(layer: Gemm | Conv, scale: float, after: list[Operator]) -> Affine:
     """Takes the rounding `Quantise`, if there is one, from the start of `after`."""
     if layer.weight_scale is None:
-        raise BackendError(f"a {layer.type} layer has no integer weights: train the integer lowering again")
+        raise BackendError(f"{type(layer).__name__} has no integer weights: train the integer lowering again")
     unit = scale * layer.weight_scale
     weight = np.round(layer.weight / layer.weight_scale).astype(np.int64)
-    shape = (-1, 1, 1) if isinstance(layer, Conv2d) else (-1,)
+    shape = (-1, 1, 1) if isinstance(layer, Conv) else (-1,)
     rounds = len(after) > 1 and isinstance(after[0], Quantise)
     affine = Affine(layer, weight, layer.bias.reshape(shape) / unit, unit, after.pop(0) if rounds else None)  # type: ignore[arg-type]
     if affine.rounding and (
@@ -205,9 +203,9 @@ def _affine(layer: Linear | Conv2d, scale: float, after: list[Layer]) -> Affine:
     return affine
 
 
-def _table(affine: Affine, layers: list[Layer]) -> Table:
+def _table(affine: Affine, layers: list[Operator]) -> Table:
     if not isinstance(layers[-1], Quantise):
-        raise BackendError(f"an activation ends with {layers[-1].type!r}: its output must be quantised")
+        raise BackendError(f"an activation ends with {type(layers[-1]).__name__}: its output must be quantised")
     return Table(tuple(layers), affine.unit, 0.0 if affine.rounding else affine.bias)
 
 
@@ -263,7 +261,7 @@ def signed_bits(low: int, high: int) -> int:
 
 def convolve(x: np.ndarray, weight: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> np.ndarray:
     """`fhe.conv` on clear integers."""
-    layer = Conv2d(weight, np.zeros(len(weight)), stride=strides[0], padding=pads[0], groups=group)
+    layer = Conv(weight, np.zeros(len(weight)), tuple(strides), tuple(pads), group)
     return np.round(layer(x.astype(np.float64))).astype(np.int64)
 
 
@@ -275,11 +273,11 @@ def function(plan: Plan, widths: Sequence[Width], exactness: Any) -> Callable[[A
 
     def convolve(x: Any, weight: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> Any:
         """Concrete's compiler refuses the padding that its `fhe.conv` accepts."""
-        p = pads[0]
-        if p:
+        if any(pads):
+            top, left, bottom, right = pads
             images, channels, height, width = x.shape
-            wider = fhe.zeros((images, channels, height + 2 * p, width + 2 * p))
-            wider[:, :, p : p + height, p : p + width] = x
+            wider = fhe.zeros((images, channels, top + height + bottom, left + width + right))
+            wider[:, :, top : top + height, left : left + width] = x
             x = wider
         return fhe.conv(x, weight, strides=strides, group=group)
 

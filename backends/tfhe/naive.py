@@ -14,7 +14,7 @@ from backends.api import BackendError, Job, Prepared
 from backends.tfhe import owner, parties, security
 from backends.tfhe.frame import IDENTITY_BYTES
 from backends.tfhe.library import temporaries_in
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Network, Relu
 
 BITS = 6  # of weights, activations and rounded accumulators alike
 
@@ -79,24 +79,26 @@ def to_torch(network: Network) -> Any:
     import torch
     from torch import nn
 
-    def weighted(module: Any, layer: Linear | Conv2d) -> Any:
+    def weighted(module: Any, layer: Gemm | Conv) -> Any:
         with torch.no_grad():
             module.weight.copy_(torch.from_numpy(layer.weight))
             module.bias.copy_(torch.from_numpy(layer.bias))
         return module
 
     modules = []
-    for layer in network.layers:
-        if isinstance(layer, Linear):
+    for layer in network.operators:
+        if isinstance(layer, Gemm):
             modules.append(weighted(nn.Linear(*layer.weight.shape[::-1]), layer))
-        elif isinstance(layer, Conv2d):
+        elif isinstance(layer, Conv):
             outputs, inputs, *kernel = layer.weight.shape
-            options = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
-            modules.append(weighted(nn.Conv2d(inputs * layer.groups, outputs, tuple(kernel), **options), layer))
-        elif isinstance(layer, AvgPool2d):
-            modules.append(nn.AvgPool2d(layer.kernel, layer.stride))
-        elif isinstance(layer, Flatten | ReLU):
+            options = {"stride": layer.strides, "padding": layer.pads[:2], "groups": layer.group}
+            modules.append(weighted(nn.Conv2d(inputs * layer.group, outputs, tuple(kernel), **options), layer))
+        elif isinstance(layer, AveragePool):
+            modules.append(nn.AvgPool2d(layer.kernel_shape, layer.strides))
+        elif isinstance(layer, Flatten | Relu):
             modules.append(nn.Flatten() if isinstance(layer, Flatten) else nn.ReLU())
         else:
-            raise BackendError(f"Concrete ML's plain recipe starts from a float network, this one has {layer.type!r}")
+            raise BackendError(
+                "Concrete ML's plain recipe starts from a float network; this has " + type(layer).__name__
+            )
     return nn.Sequential(*modules).eval()

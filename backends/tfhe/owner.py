@@ -19,7 +19,7 @@ from backends.tfhe import circuit, security
 from backends.tfhe.circuit import Ends, Plan, Width
 from backends.tfhe.frame import IDENTITY_BYTES
 from backends.tfhe.library import temporaries_in
-from models.network import AvgPool2d, Network
+from models.network import AveragePool, Network
 
 CALIBRATION_IMAGES = 500
 OFFLINE_BATCH = 8  # images in one run of the circuit: they share its fixed cost, the keys' way into the Fourier domain
@@ -250,7 +250,7 @@ def parameters(compiled: Any, specs: dict[str, Any], threads: int) -> dict[str, 
 
 
 def _choices(network: Network, plan: Plan, widths: Sequence[Width], chosen: Options) -> dict[str, Any]:
-    pooling = [layer.kernel for layer in plan.before if isinstance(layer, AvgPool2d)]
+    pooling = [layer.kernel_shape[0] for layer in plan.before if isinstance(layer, AveragePool)]
     return asdict(chosen) | {
         "accumulator_bits": [width.bits for width in widths],
         "bootstrap_bits": [width.read_bits for width in widths[:-1]],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from itertools import chain, pairwise
+import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from backends.slots.execute import Program, decrypt, encrypt
 from backends.slots.library import KeyRequest, Parameters
 from backends.slots.plan import Plan
 from backends.slots.simulator import Simulator
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Relu, chain
 
 LIBRARIES = ("ckks", "openfhe")
 SLOTS = 4096
@@ -35,8 +36,8 @@ def random_network(widths: tuple[int, ...], seed: int) -> tuple[Network, np.ndar
         if index:
             c1 = random.uniform(-0.5, 0.5, widths[index])
             layers.append(Polynomial(np.array([c1 / 3, c1, random.uniform(0.1, 0.5, widths[index])])))
-        layers.append(Linear(random.normal(size=(outputs, inputs)) / np.sqrt(inputs), random.normal(size=outputs) / 4))
-    network = Network("random", "none", "polynomial", (1, 1, widths[0]), widths[-1], tuple(layers))
+        layers.append(Gemm(random.normal(size=(outputs, inputs)) / np.sqrt(inputs), random.normal(size=outputs) / 4))
+    network = chain("random", "none", "polynomial", (1, 1, widths[0]), layers)
     return network, random.uniform(0, 1, (8, 1, 1, widths[0]))
 
 
@@ -59,16 +60,16 @@ def random_cnn(random: np.random.Generator, depth: int) -> tuple[Network, np.nda
         outputs, kernel = groups * int(random.integers(1, 4)), int(random.integers(1, min(5, shape[1]) + 1))
         stride, padding = int(random.integers(1, 4)), int(random.integers(0, kernel))
         weight = normal(outputs, shape[0] // groups, kernel, kernel)
-        layers += [Conv2d(weight, normal(outputs, 1)[:, 0], stride, padding, groups), square(outputs)]
+        layers += [Conv(weight, normal(outputs, 1)[:, 0], (stride,) * 2, (padding,) * 4, groups), square(outputs)]
         shape = layers[-2](np.zeros((1, *shape))).shape[1:]
     if random.integers(2) and shape[1] > 1:
-        layers.append(AvgPool2d(2, int(random.integers(1, 3))))
+        layers.append(AveragePool((2, 2), (int(random.integers(1, 3)),) * 2))
         shape = layers[-1](np.zeros((1, *shape))).shape[1:]
     layers.append(Flatten())
     widths = [int(np.prod(shape)), *random.integers(1, 40, random.integers(0, 2)).tolist(), int(random.integers(1, 12))]
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
-        layers += [square(inputs)] * (index > 0) + [Linear(normal(outputs, inputs), normal(outputs, 1)[:, 0])]
-    network = Network("cnn", "none", "polynomial", (channels, side, side), widths[-1], tuple(layers))
+        layers += [square(inputs)] * (index > 0) + [Gemm(normal(outputs, inputs), normal(outputs, 1)[:, 0])]
+    network = chain("cnn", "none", "polynomial", (channels, side, side), layers)
     return network, random.uniform(0, 1, (8, *network.input_shape))
 
 
@@ -126,11 +127,11 @@ def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> N
 def test_a_convolution_needs_few_diagonals_on_the_grid_of_its_inputs(stride: int) -> None:
     """A 3 × 3 convolution of c channels: at most 9 · c offsets, times 4 for the gaps that its outputs fill."""
     random = np.random.default_rng(stride)
-    first = Conv2d(random.normal(size=(4, 1, 3, 3)), np.zeros(4), padding=1)
-    second = Conv2d(random.normal(size=(4, 4, 3, 3)), np.zeros(4), stride=stride, padding=1)
+    first = Conv(random.normal(size=(4, 1, 3, 3)), np.zeros(4), pads=(1,) * 4)
+    second = Conv(random.normal(size=(4, 4, 3, 3)), np.zeros(4), strides=(stride,) * 2, pads=(1,) * 4)
     square, outputs = Polynomial(np.array([0, 0, 1.0])), second(np.zeros((1, 4, 16, 16))).size
-    layers = (first, square, second, square, Flatten(), Linear(random.normal(size=(2, outputs)), np.zeros(2)))
-    network = Network("cnn", "none", "polynomial", (1, 16, 16), 2, layers)
+    layers = (first, square, second, square, Flatten(), Gemm(random.normal(size=(2, outputs)), np.zeros(2)))
+    network = chain("cnn", "none", "polynomial", (1, 16, 16), layers)
     images = random.uniform(0, 1, (8, 1, 16, 16))
     plan = planner.plan(from_network(network, images), Simulator(), COSTS, images.reshape(8, -1))
     assert len(plan.steps[1].terms) <= 9 * 4 * stride**2 < outputs
@@ -158,7 +159,9 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
         source = packing.compact(inputs)
         first = next(packing.first_layer(identity, source, SLOTS, (2,)))
         parameters = scaled(2 * SLOTS, [inputs, inputs], 12)
-        for last in chain(*(packing.last_layer(affine, source, SLOTS, (2, 8), adds) for adds in (True, False))):
+        for last in itertools.chain(
+            *(packing.last_layer(affine, source, SLOTS, (2, 8), adds) for adds in (True, False))
+        ):
             steps = first.complete(), last.complete()
             result = simulated(Plan(parameters, first.request, steps, last.output_slots, 1.0), image)
             np.testing.assert_allclose(result, image**2 @ affine.weight.T + affine.bias)
@@ -166,18 +169,17 @@ def test_every_layout_of_a_layer_computes_it(inputs: int, outputs: int, seed: in
 
 def test_convolution_and_pooling_become_matrices() -> None:
     random = np.random.default_rng(0)
-    network = Network(
+    network = chain(
         "cnn",
         "none",
         "polynomial",
         (3, 8, 8),
-        4,
         (
-            Conv2d(random.normal(size=(6, 3, 3, 3)), random.normal(size=6), stride=2, padding=1),
+            Conv(random.normal(size=(6, 3, 3, 3)), random.normal(size=6), strides=(2, 2), pads=(1,) * 4),
             Polynomial(random.uniform(0.2, 1, (3, 6))),
-            AvgPool2d(2, 2),
+            AveragePool((2, 2), (2, 2)),
             Flatten(),
-            Linear(random.normal(size=(4, 24)), random.normal(size=4)),
+            Gemm(random.normal(size=(4, 24)), random.normal(size=4)),
         ),
     )
     images = random.uniform(size=(5, 3, 8, 8))
@@ -197,13 +199,13 @@ def test_intermediate_values_are_normalised() -> None:
 
 def test_networks_that_ckks_cannot_run_are_refused_with_the_reason() -> None:
     images = np.zeros((1, 1, 1, 4))
-    linear = Linear(np.ones((2, 4)), np.zeros(2))
+    linear = Gemm(np.ones((2, 4)), np.zeros(2))
     with pytest.raises(BackendError, match="polynomial lowering"):
-        from_network(Network("x", "t", "float", (1, 1, 4), 2, (Flatten(), linear, ReLU())), images)
-    flat = Network("x", "t", "polynomial", (1, 1, 4), 2, (Flatten(), linear, Polynomial(np.array([0, 1.0, 0]))))
+        from_network(chain("x", "t", "float", (1, 1, 4), (Flatten(), linear, Relu())), images)
+    flat = chain("x", "t", "polynomial", (1, 1, 4), (Flatten(), linear, Polynomial(np.array([0, 1.0, 0]))))
     with pytest.raises(BackendError, match="quadratic"):
         from_network(flat, images)
-    cubic = Network("x", "t", "polynomial", (1, 1, 4), 2, (Flatten(), linear, Polynomial(np.ones(4))))
+    cubic = chain("x", "t", "polynomial", (1, 1, 4), (Flatten(), linear, Polynomial(np.ones(4))))
     with pytest.raises(BackendError, match="degree 2"):
         from_network(cubic, images)
 
@@ -440,12 +442,12 @@ def test_true_relu_is_the_chebyshev_series_of_the_float_network() -> None:
 
     random = np.random.default_rng(11)
     layers = (
-        Conv2d(random.normal(size=(2, 1, 3, 3)), random.normal(size=2), stride=2),
-        ReLU(),
+        Conv(random.normal(size=(2, 1, 3, 3)), random.normal(size=2), strides=(2, 2)),
+        Relu(),
         Flatten(),
-        Linear(random.normal(size=(3, 18)), random.normal(size=3)),
+        Gemm(random.normal(size=(3, 18)), random.normal(size=3)),
     )
-    network, images = Network("cnn", "none", "float", (1, 8, 8), 3, layers), random.uniform(0, 1, (16, 1, 8, 8))
+    network, images = chain("cnn", "none", "float", (1, 8, 8), layers), random.uniform(0, 1, (16, 1, 8, 8))
     prepared, client, server = parties("openfhe", Job(network, variant="relu", calibration=images))
     assert prepared.security["bits"] >= 128 and prepared.operations["chebyshev_series"] == 1
     blocks = from_network(network, images, "float")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, frame, owner, security
 from models import tasks, zoo
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, Polynomial, Quantise, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Quantise, Relu, chain
 
 SHAPE = (1, 4, 4)
 IMAGES = np.random.default_rng(0).uniform(0, 1, (300, *SHAPE)).astype(np.float32)
@@ -27,20 +27,20 @@ def tiny(hidden: int = 6, seed: int = 0) -> Network:
     bias = (np.round(-weight.sum(1) / 2 / (scale * step)) + 0.25) * scale * step  # accumulators about symmetric
     dropped = int(np.ceil(np.log2(np.abs(weight).sum(1).max() / 2 / (scale * step) / 7)))
     layers = (
-        AvgPool2d(2, 2),
+        AveragePool((2, 2), (2, 2)),
         Quantise(step, 4),
         Flatten(),
-        Linear(weight, bias, 6, scale),
+        Gemm(weight, bias, 6, scale),
         Quantise(scale * step * 2**dropped, 4, signed=True),
         Polynomial(3 * rng.normal(size=(3, hidden))),
         Quantise(0.7, 3, signed=True),
-        Linear(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.normal(size=3), 3, 0.125),
+        Gemm(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.normal(size=3), 3, 0.125),
     )
-    return Network("fcnn", "tiny", "integer", SHAPE, 3, layers)
+    return chain("fcnn", "tiny", "integer", SHAPE, layers)
 
 
 def exact(fan_in: int = 6, hidden: int = 6, seed: int = 0) -> Network:
-    """Accumulators that are narrow without rounding, and ReLU."""
+    """Accumulators that are narrow without rounding, and Relu."""
     rng = np.random.default_rng(seed)
     weight = np.zeros((hidden, 16))
     for row in weight:
@@ -48,12 +48,12 @@ def exact(fan_in: int = 6, hidden: int = 6, seed: int = 0) -> Network:
     layers = (
         Flatten(),
         Quantise(1 / 3, 2),
-        Linear(weight, rng.normal(size=hidden), 2, 1.0),
-        ReLU(),
+        Gemm(weight, rng.normal(size=hidden), 2, 1.0),
+        Relu(),
         Quantise(1.0, 2),
-        Linear(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.normal(size=3), 3, 0.125),
+        Gemm(rng.integers(-3, 4, (3, hidden)) * 0.125, rng.normal(size=3), 3, 0.125),
     )
-    return Network("fcnn", "tiny", "integer", SHAPE, 3, layers)
+    return chain("fcnn", "tiny", "integer", SHAPE, layers)
 
 
 def convolutional() -> Network:
@@ -65,17 +65,17 @@ def convolutional() -> Network:
 
     layers = (
         Quantise(1 / 3, 2),
-        Conv2d(integers(2, 1, 3, 3), np.zeros(2) + 0.25 / 3, 2, 1, 1, 2, 1.0),
+        Conv(integers(2, 1, 3, 3), np.zeros(2) + 0.25 / 3, (2, 2), (1,) * 4, 1, (1, 1), 2, 1.0),
         Quantise(2 / 3, 4, signed=True),
         Polynomial(rng.normal(size=(3, 2)) / 4),
         Quantise(0.5, 2, signed=True),
-        Conv2d(integers(2, 2, 2, 2), np.ones(2), 1, 0, 1, 2, 1.0),
-        ReLU(),
+        Conv(integers(2, 2, 2, 2), np.ones(2), weight_bits=2, weight_scale=1.0),
+        Relu(),
         Quantise(1.0, 2),
         Flatten(),
-        Linear(integers(3, 2), np.arange(3.0), 2, 1.0),
+        Gemm(integers(3, 2), np.arange(3.0), 2, 1.0),
     )
-    return Network("polycnn", "tiny", "integer", SHAPE, 3, layers)
+    return chain("polycnn", "tiny", "integer", SHAPE, layers)
 
 
 def steady_images(network: Network) -> np.ndarray:
@@ -181,9 +181,9 @@ def test_logits_are_split_where_it_pays_unless_the_variant_leaves_the_sum_to_the
 
 def unused_range() -> Network:
     """A step whose accumulators stay in the middle of their range on all images."""
-    layers = list(tiny().layers)
+    layers = list(tiny().operators)
     wide = dataclasses.replace(layers[4], scale=2 * layers[4].scale)
-    return dataclasses.replace(tiny(), layers=(*layers[:4], wide, ReLU(), Quantise(wide.scale, 1), *layers[7:]))
+    return tiny().with_operators((*layers[:4], wide, Relu(), Quantise(wide.scale, 1), *layers[7:]))
 
 
 def test_no_activation_becomes_constant():
@@ -322,8 +322,8 @@ def test_too_many_images_are_refused(parties, prepared):
 
 
 def test_wide_accumulators_are_refused_before_compiling_and_the_message_says_what_they_cost():
-    layers = exact().layers
-    network = dataclasses.replace(exact(), layers=(Flatten(), Quantise(2**-8, 8), *layers[2:]))
+    layers = exact().operators
+    network = exact().with_operators((Flatten(), Quantise(2**-8, 8), *layers[2:]))
     with pytest.raises(BackendError, match=r"6 programmable bootstraps would read accumulators of 1\d bits.*\d+ times"):
         Owner().prepare(Job(network, calibration=IMAGES))
     with pytest.raises(BackendError, match="read accumulators of 4 bits"):
@@ -341,21 +341,21 @@ def test_only_the_published_preset_may_be_wide():
 
 
 def test_accumulators_beyond_their_range_are_refused():
-    layers = list(tiny().layers)
+    layers = list(tiny().operators)
     layers[4] = Quantise(layers[4].scale / 8, 4, signed=True)
     with pytest.raises(BackendError, match="leaves its range"):
-        Owner().prepare(Job(dataclasses.replace(tiny(), layers=tuple(layers)), calibration=IMAGES))
+        Owner().prepare(Job(tiny().with_operators(layers), calibration=IMAGES))
 
 
 def test_accumulators_are_rounded_to_powers_of_two_only():
-    layers = list(tiny().layers)
+    layers = list(tiny().operators)
     layers[4] = Quantise(layers[4].scale * 0.9, 4, signed=True)
     with pytest.raises(BackendError, match="power of two"):
-        circuit.plan(dataclasses.replace(tiny(), layers=tuple(layers)))
+        circuit.plan(tiny().with_operators(layers))
 
 
 def test_other_lowerings_and_missing_calibration_are_refused(network):
-    real = Network("fcnn", "tiny", "polynomial", SHAPE, 3, (Flatten(), Linear(np.ones((3, 16)), np.zeros(3))))
+    real = chain("fcnn", "tiny", "polynomial", SHAPE, (Flatten(), Gemm(np.ones((3, 16)), np.zeros(3))))
     with pytest.raises(BackendError, match="integer lowering"):
         Owner().prepare(Job(real, calibration=IMAGES))
     with pytest.raises(BackendError, match="calibration"):

@@ -13,7 +13,7 @@ from backends.registry import resolve
 from bench import runner
 from bench.record import Trial
 from bench.runner import Subject
-from models.network import Flatten, Linear, Network, ReLU
+from models.network import Flatten, Gemm, Relu, chain
 from models.tasks import MULTI_LABEL, Dataset, Split, Task
 
 TRIAL = Trial(backend="clear", model="random", task="synthetic", images=7)
@@ -38,11 +38,11 @@ def subject(channels: int = 1, outputs: int = 3, kind: str = "multi-class", seed
     pixels = int(np.prod(task.input_shape))
     layers = (
         Flatten(),
-        Linear(random.normal(size=(8, pixels)) / np.sqrt(pixels), random.normal(size=8)),
-        ReLU(),
-        Linear(random.normal(size=(outputs, 8)), random.normal(size=outputs)),
+        Gemm(random.normal(size=(8, pixels)) / np.sqrt(pixels), random.normal(size=8)),
+        Relu(),
+        Gemm(random.normal(size=(outputs, 8)), random.normal(size=outputs)),
     )
-    network = Network("random", task.name, "float", task.input_shape, outputs, layers)
+    network = chain("random", task.name, "float", task.input_shape, layers)
     return Subject(task, Dataset(task, split(), split(), split(), md5=f"data {seed}"), network, network)
 
 

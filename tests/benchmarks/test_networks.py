@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends.api import Job
-from models.network import Flatten, Linear, Network, Polynomial
+from models.network import Flatten, Gemm, Network, Polynomial, chain
 from tests.benchmarks.by_hand import OpenfheByHand, SealByHand
 
 HAND = {"ckks": SealByHand, "openfhe": OpenfheByHand}
@@ -21,11 +21,11 @@ def fcnn(outputs: int) -> Network:
     random = np.random.default_rng(0)
     layers = (
         Flatten(),
-        Linear(random.normal(size=(64, 784)) / 28, random.normal(size=64) / 4),
+        Gemm(random.normal(size=(64, 784)) / 28, random.normal(size=64) / 4),
         Polynomial(np.array([0.0, 0.0, 1.0])),
-        Linear(random.normal(size=(outputs, 64)) / 8, random.normal(size=outputs) / 4),
+        Gemm(random.normal(size=(outputs, 64)) / 8, random.normal(size=outputs) / 4),
     )
-    return Network("fcnn", "random", "polynomial", (1, 28, 28), outputs, layers)
+    return chain("fcnn", "random", "polynomial", (1, 28, 28), layers)
 
 
 def images(count: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_encryption(single, benchmark) -> None:
 @pytest.fixture(scope="module", params=["ckks", "openfhe"])
 def hand(request):
     network = fcnn(9)
-    return request.param, HAND[request.param](network.layers[1].weight, network.layers[3].weight)
+    return request.param, HAND[request.param](network.operators[1].weight, network.operators[3].weight)
 
 
 @pytest.mark.benchmark(group="784-64-9, one image: inference alone")
@@ -77,7 +77,7 @@ def test_inference_by_hand(hand, benchmark) -> None:
     _, implementation = hand
     network, image = fcnn(9), images(1)
     result = benchmark(implementation.infer, implementation.encrypt(image.reshape(-1)))
-    expected = np.square(image.reshape(-1) @ network.layers[1].weight.T) @ network.layers[3].weight.T
+    expected = np.square(image.reshape(-1) @ network.operators[1].weight.T) @ network.operators[3].weight.T
     assert np.abs(implementation.decrypt(result, 9) - expected).max() < 0.1
 
 

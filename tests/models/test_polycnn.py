@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models import polycnn, tasks, train, zoo
-from models.network import Conv2d, Linear, Network, Polynomial, ReLU
+from models.network import Conv, Gemm, Polynomial, Relu, chain
 from tests.models.test_train import CASES, relabelled
 
 REAL = ("float", "polynomial")
@@ -35,18 +35,18 @@ def trained_statistics(model, shape, outputs, lowering):
 @pytest.mark.parametrize("model", MODELS)
 def test_export_computes_what_was_trained(model, lowering, shape):
     module, images = trained_statistics(model, shape, 5, lowering)
-    network = Network(model, "t", lowering, shape, 5, module.export())
+    network = chain(model, "t", lowering, shape, module.export())
     with torch.no_grad():
         expected = module(images).numpy()
     assert np.abs(network.forward(images.numpy()) - expected).max() < 1e-5 * np.abs(expected).max()
-    assert {type(layer) for layer in network.layers} & {ReLU, Polynomial} == {
-        ReLU if lowering == "float" else Polynomial
+    assert {type(layer) for layer in network.operators} & {Relu, Polynomial} == {
+        Relu if lowering == "float" else Polynomial
     }
 
 
 def shapes(model):
     return [layer.weight.shape for layer in trained_statistics(model, (1, 28, 28), 9, "polynomial")[0].export()
-            if isinstance(layer, (Conv2d, Linear))]  # fmt: skip
+            if isinstance(layer, (Conv, Gemm))]  # fmt: skip
 
 
 def test_shallow_is_the_network_of_lola():
@@ -66,7 +66,7 @@ def test_deep_has_three_convolution_blocks_and_few_values_after_each():
 def test_widths_and_depth_are_parameters():
     design = polycnn.Design((polycnn.Convolution(3, 4, 2, 1), polycnn.Convolution(6, 3)), pool=2, hidden=(10, 7))
     layers = polycnn.PolyCnn(design, (3, 28, 28), 4, "polynomial").eval().export()
-    found = [layer.weight.shape for layer in layers if isinstance(layer, (Conv2d, Linear))]
+    found = [layer.weight.shape for layer in layers if isinstance(layer, (Conv, Gemm))]
     assert found == [(3, 3, 4, 4), (6, 3, 3, 3), (10, 216), (7, 10), (4, 7)]
     assert sum(isinstance(layer, Polynomial) for layer in layers) == 4
 

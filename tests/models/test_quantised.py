@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.network import AvgPool2d, Conv2d, Flatten, Linear, Network, NetworkError, Polynomial, Quantise, ReLU
+from models.network import AveragePool, Conv, Flatten, Gemm, Network, NetworkError, Polynomial, Quantise, Relu, chain
 from models.quantised import Quantisation, fine_tune, fold_pooling, module
 
 SHAPE = (1, 8, 8)
@@ -22,26 +22,26 @@ def polynomial(channels: int) -> Polynomial:
 
 def dense(activation=None, hidden: int = 8) -> Network:
     layers = (
-        AvgPool2d(2, 2),
+        AveragePool((2, 2), (2, 2)),
         Flatten(),
-        Linear(rng.normal(size=(hidden, 16)), rng.normal(size=hidden)),
+        Gemm(rng.normal(size=(hidden, 16)), rng.normal(size=hidden)),
         activation or polynomial(hidden),
-        Linear(rng.normal(size=(3, hidden)), rng.normal(size=3)),
+        Gemm(rng.normal(size=(3, hidden)), rng.normal(size=3)),
     )
-    return Network("fcnn", "noise", "polynomial", SHAPE, 3, layers)
+    return chain("fcnn", "noise", "polynomial", SHAPE, layers)
 
 
 def convolutional(activation=None) -> Network:
     layers = (
-        Conv2d(rng.normal(size=(4, 1, 3, 3)), rng.normal(size=4), stride=2, padding=1),
+        Conv(rng.normal(size=(4, 1, 3, 3)), rng.normal(size=4), strides=(2, 2), pads=(1,) * 4),
         activation or polynomial(4),
-        Conv2d(rng.normal(size=(4, 4, 3, 3)) / 2, rng.normal(size=4), padding=1),
+        Conv(rng.normal(size=(4, 4, 3, 3)) / 2, rng.normal(size=4), pads=(1,) * 4),
         activation or polynomial(4),
-        AvgPool2d(2, 2),
+        AveragePool((2, 2), (2, 2)),
         Flatten(),
-        Linear(rng.normal(size=(3, 16)), rng.normal(size=3)),
+        Gemm(rng.normal(size=(3, 16)), rng.normal(size=3)),
     )
-    return Network("polycnn", "noise", "polynomial", SHAPE, 3, layers)
+    return chain("polycnn", "noise", "polynomial", SHAPE, layers)
 
 
 def targets(network: Network) -> torch.Tensor:
@@ -56,7 +56,7 @@ WIDE = Quantisation(8, 10, 8, 8, 8)
 
 
 @pytest.mark.parametrize("make", [dense, convolutional])
-@pytest.mark.parametrize("activation", [None, ReLU()])
+@pytest.mark.parametrize("activation", [None, Relu()])
 @pytest.mark.parametrize("accumulator_bits", [6, None])
 def test_with_many_bits_it_is_nearly_the_real_network(make, activation, accumulator_bits):
     network = make(activation)
@@ -72,7 +72,7 @@ def test_with_many_bits_it_is_nearly_the_real_network(make, activation, accumula
 def test_export_computes_what_was_trained(make, bits):
     real = make()
     trained = module(real, bits, POOL.numpy()).eval()
-    exported = Network("m", "noise", "integer", SHAPE, 3, trained.export())
+    exported = chain("m", "noise", "integer", SHAPE, trained.export())
     with torch.no_grad():
         expected = trained(POOL)[0].numpy()
     same = np.isclose(exported.forward(IMAGES), expected, atol=1e-3).mean()
@@ -83,8 +83,8 @@ def test_layers_are_integers_times_scales_and_fit_their_ranges():
     network = quantised(convolutional(), Quantisation())
     x, scale = IMAGES, None
     rounded = 0
-    for layer, following in zip(network.layers, (*network.layers[1:], None)):
-        if isinstance(layer, Linear | Conv2d):
+    for layer, following in zip(network.operators, (*network.operators[1:], None)):
+        if isinstance(layer, Gemm | Conv):
             integers = layer.weight / layer.weight_scale
             np.testing.assert_allclose(integers, np.round(integers), atol=1e-3)
             assert np.abs(integers).max() <= 2 ** (layer.weight_bits - 1) - 1 + 1e-3
@@ -100,8 +100,8 @@ def test_layers_are_integers_times_scales_and_fit_their_ranges():
 
 
 def test_pruning_leaves_zeros_which_training_keeps():
-    network = quantised(dense(ReLU()), Quantisation(accumulator_bits=None, pruning=0.5))
-    hidden = next(layer for layer in network.layers if isinstance(layer, Linear))
+    network = quantised(dense(Relu()), Quantisation(accumulator_bits=None, pruning=0.5))
+    hidden = next(layer for layer in network.operators if isinstance(layer, Gemm))
     assert np.mean(hidden.weight == 0) >= 0.5
 
 
@@ -112,20 +112,20 @@ def test_same_seed_same_network():
 
 def test_pooling_becomes_part_of_the_linear_layer():
     network = convolutional()
-    folded = dataclasses.replace(network, layers=fold_pooling(network))
-    assert not any(isinstance(layer, AvgPool2d) for layer in folded.layers)
+    folded = network.with_operators(fold_pooling(network))
+    assert not any(isinstance(layer, AveragePool) for layer in folded.operators)
     np.testing.assert_allclose(folded.forward(IMAGES), network.forward(IMAGES))
 
 
 def test_unsupported_layers_are_refused():
-    pooled = convolutional().layers
+    pooled = convolutional().operators
     with pytest.raises(NetworkError, match="average pooling"):
         fold_pooling(
-            Network("m", "t", "float", SHAPE, 4, (*pooled[:5], Flatten(), ReLU(), Linear(np.ones((4, 16)), np.ones(4))))
+            chain("m", "t", "float", SHAPE, (*pooled[:5], Flatten(), Relu(), Gemm(np.ones((4, 16)), np.ones(4))))
         )
     with pytest.raises(NetworkError, match="no place"):
         module(
-            Network("m", "t", "float", SHAPE, 64, (Flatten(), Linear(np.eye(64), np.ones(64)), Flatten())),
+            chain("m", "t", "float", SHAPE, (Flatten(), Gemm(np.eye(64), np.ones(64)), Flatten())),
             WIDE,
             POOL.numpy(),
         )

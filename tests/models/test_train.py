@@ -8,7 +8,7 @@ import torch
 
 from models import fcnn, tasks, train, zoo
 from models.augment import augment
-from models.network import Flatten, Linear, Network, Polynomial
+from models.network import Flatten, Gemm, Polynomial, chain
 from models.tasks import Dataset, Split
 
 REAL = ("float", "polynomial")
@@ -54,7 +54,7 @@ def test_learns_each_kind(digits, kind, channels, outputs, label, least):
     for lowering, network in trained.items():
         assert (network.lowering, network.task, network.model) == (lowering, "other", "fcnn")
         assert network.input_shape == (channels, 28, 28)
-        shapes = [layer.weight.shape for layer in network.layers if isinstance(layer, Linear)]
+        shapes = [layer.weight.shape for layer in network.operators if isinstance(layer, Gemm)]
         assert shapes == [(64, channels * 784), (outputs, 64)]
         assert network.provenance["test"]["accuracy"] > least
         assert network.provenance["test"]["images"] == len(data.test)
@@ -67,7 +67,7 @@ def test_integer_lowering_learns(digits):
     data = relabelled(digits, "ordinal-regression", 3, 5, lambda d: d // 2)
     network = train.train("fcnn", data.task, data, ("integer",), budget=BUDGET)["integer"]
     assert network.provenance["test"]["accuracy"] > 0.3
-    assert all(layer.weight_bits and layer.weight_scale for layer in network.layers if isinstance(layer, Linear))
+    assert all(layer.weight_bits and layer.weight_scale for layer in network.operators if isinstance(layer, Gemm))
 
 
 def test_same_seed_same_weights_whatever_the_test_split(digits):
@@ -91,11 +91,11 @@ def test_export_computes_what_was_trained(lowering):
         with torch.no_grad():
             module.activation.coefficients.normal_()
     module.eval()
-    network = Network("fcnn", "t", lowering, (3, 28, 28), 5, module.export())
+    network = chain("fcnn", "t", lowering, (3, 28, 28), module.export())
     with torch.no_grad():
         expected = module(images).numpy()
     assert np.abs(network.forward(images.numpy()) - expected).max() < 1e-4 * np.abs(expected).max()
-    arrays = [a for layer in network.layers for a in vars(layer).values() if isinstance(a, np.ndarray)]
+    arrays = [a for layer in network.operators for a in vars(layer).values() if isinstance(a, np.ndarray)]
     assert {a.dtype for a in arrays} == {np.dtype(np.float32)}
 
 
@@ -121,11 +121,11 @@ def test_adjustment_takes_the_prior_back_only_as_far_as_validation_allows():
     def network(weight):
         first = np.zeros((2, 784), np.float32)
         first[1, 0] = weight
-        return Network("m", "t", "float", (1, 28, 28), 2, (Flatten(), Linear(first, bias)))
+        return chain("m", "t", "float", (1, 28, 28), (Flatten(), Gemm(first, bias)))
 
     sure, tau = train.adjusted(network(5.0), data, validation)
     assert tau == 1  # … while an image that speaks for itself needs no prior.
-    assert np.diff(sure.layers[-1].bias) == pytest.approx(0, abs=0.01)
+    assert np.diff(sure.operators[-1].bias) == pytest.approx(0, abs=0.01)
     assert 0 < tau < 1 or tau == 1
     wrong = Split(images, np.zeros_like(labels))
     contrary = train.Labelled(validation.images, torch.eye(2)[wrong.labels[:, 0]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import tasks, train, zoo
-from models.network import LOWERINGS, Flatten, Linear, Network, NetworkError, Polynomial, Quantise
+from models.network import LOWERINGS, Flatten, Gemm, Network, NetworkError, Polynomial, Quantise, chain
 
 SHIPPED = sorted(zoo.SHIPPED.glob("*/*.json"))
 
@@ -15,12 +15,12 @@ def small(lowering="polynomial", task="digits", seed=0):
     rng = np.random.default_rng(seed)
     layers = (
         Flatten(),
-        Linear(rng.normal(size=(4, 784)).astype(np.float32), rng.normal(size=4).astype(np.float32)),
+        Gemm(rng.normal(size=(4, 784)).astype(np.float32), rng.normal(size=4).astype(np.float32)),
         Polynomial(rng.normal(size=(3, 4)).astype(np.float32)),
         Quantise(scale=0.25, bits=6, signed=True),
-        Linear(rng.normal(size=(10, 4)), rng.normal(size=10), weight_bits=4, weight_scale=0.5),
+        Gemm(rng.normal(size=(10, 4)), rng.normal(size=10), weight_bits=4, weight_scale=0.5),
     )
-    return Network("fcnn", task, lowering, (1, 28, 28), 10, layers, {"seed": seed})
+    return chain("fcnn", task, lowering, (1, 28, 28), layers, {"seed": seed})
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_identity_is_of_the_computation_not_of_its_history():
     network, other = small(), small()
     other.provenance["seed"] = 5
     assert network.sha256 == other.sha256
-    other.layers[1].bias[0] += 1
+    other.operators[1].bias[0] += 1
     assert network.sha256 != other.sha256
 
 
@@ -113,11 +113,11 @@ def test_damaged_files_are_refused(tmp_path, damage):
     elif damage == "json":
         header.write_text(header.read_text()[:-20])
     elif damage == "other weights":
-        Network("fcnn", "digits", "float", (1, 28, 28), 784, (Flatten(),)).save(tmp_path / "other")
+        chain("fcnn", "digits", "float", (1, 28, 28), (Flatten(),)).save(tmp_path / "other")
         weights.write_bytes((tmp_path / "other.safetensors").read_bytes())
     else:
         values = json.loads(header.read_text())
-        del values["layers"][1]
+        del values["nodes"][1]
         header.write_text(json.dumps(values))
     with pytest.raises(NetworkError, match="delete it and train again"):
         Network.load(tmp_path / "net")
@@ -165,7 +165,7 @@ def test_shipped_weights_reach_what_they_state(path):
         assert found["auc"] == pytest.approx(stated["auc"], abs=1e-3)
     if network.lowering == "polynomial":  # the range in which CKKS is precise
         x = tasks.normalise(data.val.images).astype(float)
-        for layer in network.layers:
+        for layer in network.operators:
             if isinstance(layer, Polynomial):
                 assert np.abs(x).max() < 15  # standard deviations of the training images
             x = layer(x)
