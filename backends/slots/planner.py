@@ -225,12 +225,7 @@ class _Layouts:
         }
         key = (
             group,
-            tuple(
-                sorted(
-                    (g, layout.period, (layout.grid and dataclasses.astuple(layout.grid)) or ())
-                    for g, layout in live.items()
-                )
-            ),
+            tuple((g, layout.period, layout.grid) for g, layout in sorted(live.items(), key=lambda one: one[0])),
         )
         if key not in self._tails:
             self._tails[key] = self._cheapest(group, live)
@@ -319,7 +314,8 @@ class Precision:
     """What the scales depend on besides the bits of precision.
 
     terms: the largest number of products in an output of the affine maps of each level. public_stddevs: of a coefficient of
-    the noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see `Library`.
+    the noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see
+    `Library`.
     """
 
     ring_dimension: int
