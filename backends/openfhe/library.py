@@ -221,7 +221,7 @@ class OpenfheEvaluator:
         return _unscaled(result)
 
     def mod_switch(self, a: Cipher, primes: int) -> Cipher:
-        return _unscaled(self._context.Compress(a, len(a.GetElements()[0].GetAllElements()) - primes))
+        return _unscaled(self._context.LevelReduce(a, None, primes))
 
     def conjugate(self, a: Cipher) -> Cipher:
         return self._context.EvalAutomorphism(a, 2 * self._parameters.ring_dimension - 1, self._conjugation)

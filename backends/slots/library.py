@@ -22,9 +22,9 @@ class Parameters:
     """Moduli and scales of one plan, in bits.
 
     ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of products, one
-    behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product. special_bits:
-    the key-switching prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of
-    each level.
+    behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product, and of those
+    that are `kept` beside the first one, for logits that need more bits than one prime has. special_bits: the key-switching
+    prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of each level.
     """
 
     ring_dimension: int
@@ -35,11 +35,12 @@ class Parameters:
     input_scale_bits: int
     weight_scale_bits: tuple[int, ...]
     primes_per_square: int = 1
+    kept: int = 0
 
     @property
     def levels(self) -> int:
-        """How many primes rescaling drops altogether."""
-        return self.depth * self.primes_per_square
+        """How many primes there are beside the first one."""
+        return self.depth * self.primes_per_square + self.kept
 
     @property
     def slots(self) -> int:

@@ -25,6 +25,7 @@ from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 Objective = Literal["server", "upload", "memory"]
 RING_DIMENSIONS = (8192, 16384, 32768)
 PRIMES_PER_SQUARE = (1, 2)
+KEPT_PRIMES = (0, 1)  # beside the first one: if nothing else holds the logits
 LARGEST_PRIME_BITS = 60
 FIRST_GUESS_BITS, MINIMUM_BITS, MAXIMUM_BITS = 12, 6, 24  # of the values between layers, relative to their range
 TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case of a few images; the promise for any is 1e-2
@@ -52,16 +53,17 @@ def plan(
     the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
+    batched, terms = scenario == "offline" and not encrypted, blocks.terms()
     best, best_ms, rotates = None, math.inf, False
-    for ring_dimension, primes, rotate_fresh in product(RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)):
-        if best and ring_dimension > 2 * best.parameters.ring_dimension:
+    for kept, ring_dimension, primes, rotate_fresh in product(
+        KEPT_PRIMES, RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)
+    ):
+        if best and (kept > best.parameters.kept or ring_dimension > 2 * best.parameters.ring_dimension):
             break
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
-        batched = scenario == "offline" and not encrypted
-        terms = blocks.terms()
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
-        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest)
+        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest, kept)
         if batched:
             layout = _batched(blocks, precision)
         else:
@@ -315,7 +317,7 @@ class Precision:
 
     terms: the largest number of products in an output of the affine maps of each level. public_stddevs: of a coefficient of
     the noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see
-    `Library`.
+    `Library`. kept: see `Parameters`.
     """
 
     ring_dimension: int
@@ -324,6 +326,7 @@ class Precision:
     public_stddevs: Sequence[float] = ()
     batched: bool = False
     first_is_largest: bool = False
+    kept: int = 0
 
     def scales(self, bits: int, extra_state_bits: int = 0) -> Scales:
         """For `bits` bits of values between layers, relative to their range.
@@ -355,9 +358,9 @@ class Precision:
             for after in scales.states:
                 weights.append((dropped + after) // 2 - state)
                 state = 2 * (state + weights[-1]) - dropped
-        first = state + scales.last_weight + HEAD_ROOM_BITS + 2
-        first = max(first, scales.rescale * self.first_is_largest)
-        room = security.GUIDELINES_2024[128][self.ring_dimension] - first - depth * dropped
+        first = state + scales.last_weight + HEAD_ROOM_BITS + 2 - self.kept * scales.rescale
+        first = max(first, scales.rescale * (self.first_is_largest or self.kept > 0))
+        room = security.GUIDELINES_2024[128][self.ring_dimension] - first - depth * dropped - self.kept * scales.rescale
         # the larger it is, the smaller the noise of key switching, at no cost in time
         special = max(first, scales.rescale, min(LARGEST_PRIME_BITS, room + scales.special))
         return Parameters(
@@ -369,6 +372,7 @@ class Precision:
             input_scale_bits=fresh,
             weight_scale_bits=(*weights, scales.last_weight),
             primes_per_square=self.primes_per_square,
+            kept=self.kept,
         )
 
 
