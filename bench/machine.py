@@ -15,6 +15,7 @@ import psutil
 
 from backends.registry import HERE as BACKENDS
 from backends.registry import BackendInfo
+from models.zoo import HERE as MODELS
 
 ALWAYS = ("numpy", "fhe-medmnist-bench")
 AVX_FLAGS = ("avx", "avx2", "avx512f", "avx512ifma")
@@ -68,14 +69,14 @@ def git_commit() -> str:
 
 
 def source_sha256(backend: BackendInfo) -> str:
-    """Of all code that a party may run: the backend's folder, and the shared part of `backends`."""
+    """Of all code that a party may run: the backend's folder, the shared part of `backends`, and the network's readers."""
     return _source_sha256(backend.folder)
 
 
 @functools.cache
 def _source_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    shared = [*BACKENDS.glob("*.py"), *(BACKENDS / "slots").glob("*.py")]
+    shared = [*BACKENDS.glob("*.py"), *(BACKENDS / "slots").glob("*.py"), MODELS / "__init__.py", MODELS / "network.py"]
     own = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in sorted({*shared, *own}):
         digest.update(path.name.encode() + path.read_bytes())

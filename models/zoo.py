@@ -27,7 +27,8 @@ MODELS = {
 }
 INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
 LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
-SHIPPED = Path(__file__).parent / "weights"
+HERE = Path(__file__).parent
+SHIPPED = HERE / "weights"
 
 
 class UnknownModel(LookupError):

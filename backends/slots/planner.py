@@ -31,6 +31,9 @@ FIRST_GUESS_BITS, MINIMUM_BITS, MAXIMUM_BITS = 12, 6, 24  # of the values betwee
 TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case of a few images; the promise for any is 1e-2
 BATCH_TARGET_LOGIT_ERROR = 2e-3  # the worst of thousands of images is worse
 HEAD_ROOM_BITS = 2
+# The noise of a slot at ring dimension 8192, in bits of the scale's last place, generously: of a fresh ciphertext, of a
+# weight that was encoded (for each product of a sum), and of a value that was rescaled, key switches and folds included.
+FRESH_BITS, ENCODING_BITS, RESCALING_BITS = 7, 4, 13
 MAX_EXTRA_STATE_BITS = 12
 SIMULATED_IMAGES, FEW_IMAGES = 32, 8
 
@@ -331,18 +334,18 @@ class Precision:
     def scales(self, bits: int, extra_state_bits: int = 0) -> Scales:
         """For `bits` bits of values between layers, relative to their range.
 
-        The offsets are the standard deviations of fresh noise (2^8), of encoding (2^4, for each product of a sum) and of
-        rescaling (2^11, over the folds), in slots of a ring of dimension 8192; they grow with its square root.
+        Where the search of `_smallest` starts: each scale stands so many bits above what it has to carry as the noise there
+        is large (`FRESH_BITS`, `ENCODING_BITS`, `RESCALING_BITS`), and more in a larger ring, with its square root.
         extra_state_bits: moves bits from the dropped primes to the first one, for a library that accepts only such a
         shape.
         """
         growth = (self.ring_dimension // 8192).bit_length() // 2
-        weights = [bits + growth + 4 + round(math.log2(n) / 2) for n in self.terms]
+        weights = [bits + growth + ENCODING_BITS + round(math.log2(n) / 2) for n in self.terms]
         if self.public_stddevs:
             weights = [w + round(math.log2(s / ROUNDING_STDDEV)) for w, s in zip(weights, self.public_stddevs)]
-        fresh, state = bits + growth + 7, bits + growth + 13 + extra_state_bits
-        if self.batched:  # a scalar is encoded as one coefficient, so it is rounded 2^4 times more finely than a vector
-            fresh, weights = fresh + 4, [weight - 4 for weight in weights]
+        fresh, state = bits + growth + FRESH_BITS, bits + growth + RESCALING_BITS + extra_state_bits
+        if self.batched:  # a scalar is encoded as one coefficient: it has no noise of encoding, and fresh noise counts more
+            fresh, weights = fresh + ENCODING_BITS, [weight - ENCODING_BITS for weight in weights]
         before = (fresh, *[state] * len(weights))
         dropped = max(2 * (scale + weight) - state for scale, weight in zip(before, weights[:-1] or [0]))
         rescale = -(-dropped // self.primes_per_square)

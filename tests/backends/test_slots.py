@@ -350,6 +350,34 @@ def test_an_encrypted_plan_computes_its_convolutions(backend: str, privacy: str,
     assert np.abs(answer(client, server, images[:1]) - network.forward(images[:1])).max() < 1e-2
 
 
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_the_naive_way_refuses_what_it_cannot_evaluate(backend: str) -> None:
+    owner = importlib.import_module(f"backends.{backend}").Owner()
+    graph, images = random_graph(GATE, 1, 6)
+    with pytest.raises(BackendError, match="a chain of affine maps and squares; use the default one"):
+        owner.prepare(Job(graph, variant="naive", calibration=images))
+
+
+def test_a_network_that_is_too_deep_for_the_naive_way_of_tenseal_is_refused() -> None:
+    network, images = random_network((8,) * 15, 1)
+    with pytest.raises(BackendError, match="29 primes .* need a ring dimension above 32768.*fewer layers"):
+        importlib.import_module("backends.ckks").Owner().prepare(Job(network, variant="naive", calibration=images))
+
+
+def test_adding_leaves_its_arguments_as_they_were() -> None:
+    library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
+    client, evaluator = library.client(parameters), library.evaluator(parameters)
+    evaluator.load_keys(client.keygen(KeyRequest((), False, True)))
+    a, b = (
+        client.deserialise(client.serialise(client.encrypt(np.ones(parameters.slots), s)))
+        for s in (2.0**20, 2.0**20 + 1)
+    )
+    plain = evaluator.encode(np.ones(parameters.slots), 2.0**20 + 1, 0)
+    for operation, other in ((evaluator.add, b), (evaluator.sub, b), (evaluator.add_plain, plain)):
+        operation(a, other)
+        assert (a.scale, other.scale) == (2.0**20, 2.0**20 + 1)
+
+
 def check_graph(backend: str, privacy: str, depth: int, seed: int, side: int) -> None:
     network, images = random_graph(seed, depth, side)
     try:
