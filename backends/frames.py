@@ -2,7 +2,7 @@
 
 ::
 
-    "FMF1" | checksum (u32) | kind (4 bytes) | purpose (16) | keys (16) | images, parts (u32) | their lengths (u64) | the parts
+    "FMF1" | checksum (u32) | kind (4 bytes) | purpose (16) | keys (16) | images, parts (u32 each) | lengths (u64) | parts
 
 purpose: identity of the network or parameters that the message is made for; keys: identity of a client's keys; zeros where
 there is none. Everything is little-endian. Standard library only.

@@ -235,7 +235,9 @@ def _next(connection: socket.socket) -> wire.Message | None:
 
 def _limit_memory(limit_bytes: int) -> None:
     """Of the address space. Raises MemoryError if the process has more already."""
-    np.ones((256, 256)) @ np.ones((256, 256))  # OpenBLAS takes its buffers at a first product; refused, it asks for ever
+    np.ones((256, 256)) @ np.ones(
+        (256, 256)
+    )  # OpenBLAS takes its buffers at a first product; refused, it asks for ever
     if (size := _memory_bytes("VmSize")) >= limit_bytes:
         raise MemoryError(
             f"Python and the backend's library alone take {size / 2**30:.2f} GiB of address space; raise --memory-limit"

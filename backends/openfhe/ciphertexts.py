@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ class Ciphertexts:
         found, degree, scale = _HEADER.unpack_from(data)
         if found >= len(self._moduli) or level not in (None, found):
             raise MessageError(f"a ciphertext of level {found}, which no ciphertext has here")
-        if not (1 <= degree <= 2 and math.isfinite(scale) and scale > 0):
+        if not (1 <= degree <= 2 and scale > 0):  # infinite where a plan tracks scales and OpenFHE's own are idle
             raise MessageError(f"a ciphertext of scale {scale:g} and degree {degree}, which no ciphertext has here")
         rest, size = memoryview(data)[_HEADER.size :], self._residues
         if len(rest) != POLYNOMIALS * (len(self._moduli) - found) * size:
@@ -98,7 +97,9 @@ class Ciphertexts:
             while start >= _WORD.size and not data.startswith(_WORD.pack(modulus), start + size):
                 start = data.find(number, start) + _WORD.size
             if start < _WORD.size:
-                raise BackendError("this OpenFHE writes ciphertexts in another way: install the one of requirements.lock")
+                raise BackendError(
+                    "this OpenFHE writes ciphertexts in another way: install the one of requirements.lock"
+                )
             end = start + size
             yield slice(start, end)
 

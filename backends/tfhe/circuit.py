@@ -155,7 +155,9 @@ def plan(network: Network) -> Plan:
                 steps.append(_table(affine, after))
                 scale = after[-1].scale
         else:
-            raise BackendError(f"{type(layer).__name__} on encrypted integers is not supported: fold it before lowering")
+            raise BackendError(
+                f"{type(layer).__name__} on encrypted integers is not supported: fold it before lowering"
+            )
     if not steps or not isinstance(steps[-1], Affine):
         raise BackendError("the last layer of an integer network must be linear")
     return Plan(before, input_scale, tuple(steps))
