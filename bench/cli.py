@@ -317,15 +317,16 @@ def _table() -> Table:
 def _row(record: Record) -> tuple[str, ...]:
     from bench import metrics
     from bench.report.quantity import with_unit
+    from bench.report.table import SERVER_REQUEST, totals
 
-    infer = record.stage("server", "infer")
+    server = totals(record, SERVER_REQUEST)
     quality = metrics.quality(record.outputs) if record.outputs and record.outputs.encrypted_logits else None
     keys = sum(size for name, size in record.sizes.items() if name.endswith("_key_bytes"))
     return (
         record.trial.label,
         record.status,
         f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
-        with_unit(metrics.median_interval(infer.wall_s).value, "s") if infer and infer.wall_s else "",
+        with_unit(metrics.median_interval(server).value, "s") if server else "",
         with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
         with_unit(keys, "bytes") if keys else "",
     )

@@ -117,7 +117,7 @@ def _data(trials: list[Trial], values: dict[str, list[Any]], markers: dict[str, 
 
 
 SEARCHED = {
-    "infer_s": ("Server", "s"),
+    "infer_s": ("Infer", "s"),
     "encrypt_s": ("Encrypt", "s"),
     "keygen_s": ("Key generation", "s"),
     "key_bytes": ("Keys", "bytes"),
