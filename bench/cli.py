@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from bench.record import Record, Trial
     from bench.trials import Options
 
-    Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
+    Report = Callable[..., None]  # (trials done so far, what is going on, finished=False, milestone=False)
 
 OK, FAILED, USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -152,6 +153,8 @@ def run(
         _fail(str(error), USAGE)
     from bench.trials import Options  # slow to import: not for a usage error
 
+    if cluster in (None, "local"):
+        notes += _untrained(trials, data_dir)
     trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     with ExitStack() as stack:
@@ -237,6 +240,21 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     return trials, notes
 
 
+def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
+    """What to know before networks are trained that cannot be kept."""
+    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in trials}
+    described = ((model, tasks.task(task), ("float", lowering)) for model, task, lowering in wanted)
+    new = {
+        f"{m} for {t.name}" for m, t, which in described if tasks.find(t, data_dir) and not zoo.is_trained(m, t, which)
+    }
+    if not new or not (why := zoo.unwritable()):
+        return []
+    return [
+        f"This run trains {', '.join(sorted(new))} and does not keep the networks ({why}): "
+        "to keep them, set XDG_CACHE_HOME to a folder that can be written to."
+    ]
+
+
 def _start(folder: Path, suite: str, notes: list[str], bandwidth_bit_per_s: float | None) -> None:
     from bench.files import replace
 
@@ -274,16 +292,18 @@ def _run_all(trials: list[Trial], folder: Path, options: Options, workers: Clust
 
 @contextmanager
 def _progress(total: int) -> Iterator[Report]:
-    """A bar with the current stage and the time left; outside a terminal, a line for each finished trial."""
+    """A bar with the current stage and the time left; outside a terminal, a line for each finished trial and milestone."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
 
-        def line(completed: float | None, text: str, finished: bool = False) -> None:
+        def line(completed: float | None, text: str, finished: bool = False, milestone: bool = False) -> None:
             if finished:
-                print(f"[{completed:.0f}/{total}] {text}", file=sys.stderr, flush=True)
+                text = f"[{completed:.0f}/{total}] {text}"
+            if finished or milestone:
+                print(text, file=sys.stderr, flush=True)
 
         yield line
         return
@@ -291,7 +311,7 @@ def _progress(total: int) -> Iterator[Report]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total)
 
-        def update(completed: float | None, text: str, finished: bool = False) -> None:
+        def update(completed: float | None, text: str, finished: bool = False, milestone: bool = False) -> None:
             bar.update(task, completed=completed, description=text)
             if finished:
                 bar.console.print(text)
@@ -523,18 +543,36 @@ def train(
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the trained networks.")] = None,
 ) -> None:
-    """Train all lowerings of a model for a task; they are kept in the user cache."""
+    """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them."""
     try:
         described = tasks.task(task)
     except tasks.DataError as error:
         _fail(str(error), USAGE)
+    zoo.is_trained(model, described)  # raises UnknownModel
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        elif why := zoo.unwritable():
+            _fail(
+                f"the networks could not be kept ({why}): set XDG_CACHE_HOME to another folder, or give --out", FAILED
+            )
+    except OSError as error:
+        _fail(f"cannot write to {out}: {error.strerror}; choose another --out", USAGE)
     dataset = tasks.load(described, data_dir)
+    from bench.trials import training  # slow to import: not for an error
+
     with _progress(1) as bar:
-        networks = zoo.train(model, described, dataset, seed=seed, progress=lambda share, text: bar(share, text))
+        networks = zoo.train(model, described, dataset, seed=seed, progress=training(bar, model, task))
     for lowering, network in networks.items():
         if out:
             network.save(out / f"{task}.{lowering}")
         print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
+    try:
+        zoo.keep(networks)
+    except OSError as error:
+        if not out:
+            _fail(f"the networks could not be kept: {error.strerror}; give --out", FAILED)
 
 
 @app.command()

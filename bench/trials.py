@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,9 @@ from bench.runner import Subject
 from models import NetworkError, tasks, zoo
 from models.tasks import Dataset
 
-Report = Callable[[float | None, str], None]  # share of the work done (None: as before), what is going on
+# Share of the work done (None: as before), what is going on; milestone=True if that deserves a line where no bar is shown.
+Report = Callable[..., None]
+MILESTONES = 10  # of a training
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ def here(trials: list[Trial], options: Options, store: Store, folder: Path, repo
     """The record of each trial as soon as it is stored; `folder` receives the logs of the parties."""
     for number, trial in enumerate(trials):
 
-        def progress(share: float | None, text: str, number: int = number, label: str = trial.label) -> None:
-            report(share if share is None else number + share, f"{label}: {text}")
+        def progress(
+            share: float | None, text: str, milestone: bool = False, number: int = number, label: str = trial.label
+        ) -> None:
+            report(share if share is None else number + share, f"{label}: {text}", milestone=milestone)
 
         done = carry_out(trial, options, store.finished(trial), folder, progress)
         yield store.get(done) if isinstance(done, str) else store.add(done)
@@ -54,12 +59,25 @@ def carry_out(
 def subject(task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report) -> Subject:
     """Loads the data and the networks of a trial; trains them if nobody has. Raises DataError, NetworkError."""
     task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
-
-    def training(share: float, text: str) -> None:
-        progress(None, f"training {model} for {task_name}: {share:.0%} {text}")
-
-    networks = [zoo.network(model, task, which, dataset=dataset, progress=training) for which in ("float", lowering)]
+    told = training(progress, model, task_name)
+    networks = [zoo.network(model, task, which, dataset=dataset, progress=told) for which in ("float", lowering)]
     return Subject(task, dataset, *networks)
+
+
+def training(progress: Report, model: str, task_name: str) -> Callable[[float, str], None]:
+    """What to give to `zoo` as its progress: says how far a training is and how long it will take."""
+    start, reached = 0.0, -1
+
+    def tell(share: float, text: str) -> None:
+        nonlocal start, reached
+        if reached < 0:
+            start, text = time.monotonic(), f"nobody has trained it yet, which takes minutes to hours; {text}"
+        milestone, reached = int(MILESTONES * share) > reached, int(MILESTONES * share)
+        minutes = round((time.monotonic() - start) * (1 / share - 1) / 60) if reached else 0
+        left = f", about {max(1, minutes)} min left" if 0 < reached < MILESTONES else ""
+        progress(None, f"training {model} for {task_name}: {share:.0%}{left}: {text}", milestone=milestone)
+
+    return tell
 
 
 @lru_cache(maxsize=1)  # the trials of a task stand together, and a dataset may be large
