@@ -22,12 +22,12 @@ from bench.suite import Privacy, Scenario
 from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.table import Table
 
     from bench.cluster import Cluster
-    from bench.record import Record, Trial
+    from bench.record import Record, Store, Trial
     from bench.trials import Options
 
     Report = Callable[..., None]  # (trials done so far, what is going on, finished=False, milestone=False)
@@ -64,6 +64,11 @@ def main() -> None:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"bench: {sentence}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -132,6 +137,7 @@ def run(
 
     from bench import suite as suites
     from bench.files import writer_of
+    from bench.record import Store
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
@@ -162,15 +168,17 @@ def run(
             stack.enter_context(writer_of(folder))
             workers = stack.enter_context(_connect(cluster)) if cluster else None
             notes += workers.notes() if workers else []
+            store = Store(folder / "records")
             _start(folder, suite, notes, bandwidth_bit_per_s)
         except OSError as error:
             full = "; the disk is full: free some space, or" if error.errno in DISK_FULL else f": {error.strerror};"
             _fail(f"cannot write to {folder}{full} choose another --out", USAGE)
         for note in notes:
             print(note)
+        _warn(store.damaged)
         options = Options(data_dir and data_dir.resolve(), int(memory_limit * 2**30))
         try:
-            all_ok, table = _run_all(trials, folder, options, workers)
+            all_ok, table = _run_all(trials, folder, store, options, workers)
             _write_report(folder)
         except KeyboardInterrupt:
             _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
@@ -256,13 +264,23 @@ def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
 
 
 def _start(folder: Path, suite: str, notes: list[str], bandwidth_bit_per_s: float | None) -> None:
-    from bench.files import replace
+    """Adds this command to the run file."""
+    import msgspec
+
+    from bench.files import printable, replace
+    from bench.report.reading import About, Command
 
     (folder / "records").mkdir(exist_ok=True)
-    about = {"suite": suite, "notes": notes, "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
-    if bandwidth_bit_per_s:
-        about["bandwidth_bit_per_s"] = bandwidth_bit_per_s
-    replace(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
+    about = About.load(folder / "run.json")
+    command = printable(shlex.join(["python", "-m", "bench", *sys.argv[1:]]))
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    about = About(
+        suite=printable(suite),
+        notes=list(dict.fromkeys([*about.notes, *map(printable, notes)])),
+        commands=[*about.commands, Command(command, now)],
+        bandwidth_bit_per_s=bandwidth_bit_per_s or about.bandwidth_bit_per_s,
+    )
+    replace(folder / "run.json", msgspec.json.format(msgspec.json.encode(about), indent=1) + b"\n")
 
 
 def _connect(address: str) -> AbstractContextManager[Cluster]:
@@ -273,12 +291,13 @@ def _connect(address: str) -> AbstractContextManager[Cluster]:
     return cluster.connect(address)
 
 
-def _run_all(trials: list[Trial], folder: Path, options: Options, workers: Cluster | None) -> tuple[bool, Table]:
+def _run_all(
+    trials: list[Trial], folder: Path, store: Store, options: Options, workers: Cluster | None
+) -> tuple[bool, Table]:
     """Whether all trials are ok, and a table of them. The records are on disk alone: a run may have many."""
-    from bench.record import Store
     from bench.trials import here
 
-    store, table, all_ok = Store(folder / "records"), _table(), True
+    table, all_ok = _table(), True
     with _progress(len(trials)) as report:
         run = workers.run if workers else here
         with closing(run(trials, options, store, folder, report)) as records:
@@ -322,7 +341,9 @@ def _progress(total: int) -> Iterator[Report]:
 def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> None:
     from bench import report
 
-    print(*report.write(folder, bandwidth_bit_per_s, across_machines), sep="\n")
+    found = report.read(folder, bandwidth_bit_per_s, across_machines)
+    _warn(found.left_out)
+    print(*report.write_files(found, folder), sep="\n")
 
 
 def _table() -> Table:
@@ -506,10 +527,11 @@ def schema() -> None:
 @app.command()
 def check(run_folder: RunFolder) -> None:
     """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
-    from bench.record import Record, records_in
+    from bench.record import newest
     from bench.report import check as checks
 
-    records = [Record.load(path) for path in records_in(run_folder)]
+    records, left_out = newest(run_folder)
+    _warn(left_out)
     if not any(record.stages for record in records):
         _fail(f"nothing was measured in {run_folder}", FAILED)
     sys.exit(OK if checks.show(records) else FAILED)

@@ -16,6 +16,11 @@ class RunError(Exception):
     """A run that cannot start or go on; the message says what to do."""
 
 
+def printable(text: str) -> str:
+    """Text that every file takes: what is no Unicode (a path of other bytes, half a surrogate pair) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def replace(path: Path, content: bytes) -> None:
     """Writes by an atomic rename: a reader never sees half a file, and a full disk leaves the old one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)

@@ -90,7 +90,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     try:
         if trial.threads > available_threads():
             raise TrialError("skipped", f"{trial.threads} threads asked for, {available_threads()} cores here")
-        place = Place(run_folder / "logs" / log_name(trial), start + trial.timeout_s, memory_limit_bytes)
+        place = Place(run_folder / "logs" / trial.slug, start + trial.timeout_s, memory_limit_bytes)
         with Session(work(trial, subject), place, measured.ledger) as session:
             _measure(session, trial, images, progress, measured)
         status, reason = "ok", ""
@@ -167,12 +167,6 @@ def calibration(dataset: Dataset, seed: int = 0) -> np.ndarray:
     """Training images (n, channels, height, width) float32 in [0, 1], for the ranges of intermediate values."""
     images = dataset.train.images
     return normalise(images[np.random.default_rng(seed).permutation(len(images))[:CALIBRATION_IMAGES]])
-
-
-def log_name(trial: Trial) -> str:
-    """The start of the names of the parties' logs: no two trials of a run share it."""
-    parts = [trial.backend.replace(":", "-"), trial.model, trial.task, trial.scenario, trial.model_privacy]
-    return "-".join([*parts, f"{trial.threads}t", f"{trial.images}i", f"s{trial.seed}"])
 
 
 def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progress, measured: _Measured) -> None:

@@ -30,7 +30,7 @@ def show_run(run: Run, console: Console) -> None:
     console.print(f"[bold]{escape(run.title)}[/bold]: {len(run.trials)} trials")
     for sentence in verdict(run.trials):
         console.print(escape(sentence))
-    for note in run.about["notes"]:
+    for note in run.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
     shown = [h for h in SHOWN if any(t.get(h.column) is not None for t in run.trials)]
     table = _table("Trial", *(h.title for h in shown))
