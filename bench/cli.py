@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import os
 import re
 import shlex
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from backends.registry import UnknownBackend, backends, resolve
-from bench.files import RunError
+from backends.registry import UnknownBackend, backends, broken, resolve
+from bench.files import DISK_FULL, RunError
+from bench.signals import exit_code, in_words, stoppable
 from bench.suite import Privacy, Scenario
 from models import NetworkError, tasks, zoo
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     Report = Callable[..., None]  # (trials done so far, what is going on, finished=False, milestone=False)
 
-OK, FAILED, USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
+LARGEST = 2**53 - 1  # whole number, as in records
 
 app = typer.Typer(
     name="bench",
@@ -41,12 +42,52 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-DataDir = Annotated[
-    Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")
-]
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("a path, not nothing")
+    return Path(text)
+
+
+def _folder(text: str) -> Path:
+    path = _path(text).expanduser()
+    if not path.is_dir():
+        raise typer.BadParameter(f"there is no folder {text}")
+    return path
+
+
+def _whole(text: str | int) -> int:
+    """text: or the default of an option, as it is."""
+    number = int(text) if re.fullmatch(r"\d{1,16}", str(text)) else -1
+    if not 0 <= number <= LARGEST:
+        raise typer.BadParameter(f"{text} is no whole number from 0 to {LARGEST}")
+    return number
+
+
+def _gibibytes(text: str | int) -> int:
+    """In bytes. text: or the default."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < LARGEST / 2**30:
+        raise typer.BadParameter(f"{text} is no size in GiB")
+    return int(size * 2**30)
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder,
+        metavar="FOLDER",
+        help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).",
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="Folder of a run.")]
+Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Cores (default: all).")]
 Bandwidth = Annotated[
     str | None, typer.Option(help="Of a network to be assumed, as 100Mbit: derived columns, beside what was measured.")
 ]
@@ -54,16 +95,39 @@ Bandwidth = Annotated[
 
 def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
     try:
-        app()
+        with stoppable():
+            app()
     except (UnknownBackend, zoo.UnknownModel) as error:
         _fail(error.args[0], USAGE)
     except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as end:
+        _fail(in_words(end), exit_code(end))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bench.machine import OWN, git_commit, versions
+
+        commit = git_commit()
+        print(OWN, versions(())[OWN], *([f"(checkout, commit {commit})"] if commit else []))
+        raise typer.Exit
+
+
+@app.callback()
+def every(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand not in ("list", "doctor"):  # which say so themselves
+        _warn(map(str, broken()))
 
 
 def _warn(sentences: Iterable[str]) -> None:
@@ -77,7 +141,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 @app.command("list")
-def list_() -> None:
+def list_(data_dir: DataDir = None) -> None:
     """Backends, models, tasks and suites."""
     from bench import suite
 
@@ -88,12 +152,14 @@ def list_() -> None:
             for variant, line in (info.variants or {}).items():
                 if variant:
                     print(f"  {info.name + ':' + variant:<18} {line}")
+    for plugin in broken():
+        print(f"  {plugin.name:<18} broken: {plugin}")
     print("models")
     for name, line in zoo.MODELS.items():
         print(f"  {name:<18} {line}")
     print("tasks")
     for task in tasks.tasks().values():
-        here = "data here" if tasks.find(task) else "no data here"
+        here = "data here" if tasks.find(task, data_dir) else "no data here"
         print(f"  {task.name:<18} {task.kind}, {task.channels} channel(s), {task.outputs} outputs; {here}")
     print("suites")
     for name in suite.names():
@@ -112,8 +178,10 @@ def run(
     threads: Annotated[
         list[str] | None, typer.Option(help="Cores of each party (default: all); 1,2 runs every trial with each.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=0, help="Test images of a trial; 0: all.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    images: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="N", help="Test images of a trial; 0: all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(parser=_whole, metavar="N")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
     precision: Annotated[
         float | None,
@@ -121,7 +189,10 @@ def run(
     ] = None,
     sampling_time: Annotated[float | None, typer.Option(help="Seconds of repeating, at most.")] = None,
     order: Annotated[int, typer.Option(help="Seed of the order in which the trials of a task run.")] = 0,
-    memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
+    memory_limit: Annotated[
+        int,
+        typer.Option(parser=_gibibytes, metavar="GIB", help="GiB of address space of each party; 0: none."),
+    ] = 0,
     suite: Annotated[
         str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
     ] = "quick",
@@ -130,22 +201,24 @@ def run(
         str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
     ] = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder of the run; the same folder resumes it.")
+    ] = None,
 ) -> None:
     """Run trials and write records, report.html and results (CSV, Parquet, Markdown)."""
     from rich.console import Console
 
     from bench import suite as suites
     from bench.files import writer_of
-    from bench.record import Store
+    from bench.record import Store, records_in
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
-        "backend": _split(backend),
-        "model": _split(model),
-        "task": _split(task),
-        "scenario": _split(scenario),
-        "model_privacy": _split(model_privacy),
+        "backend": _split(backend, "--backend"),
+        "model": _split(model, "--model"),
+        "task": _split(task, "--task"),
+        "scenario": _split(scenario, "--scenario"),
+        "model_privacy": _split(model_privacy, "--model-privacy"),
         "threads": _whole_numbers(threads, "--threads"),
         "images": images,
         "seed": seed,
@@ -166,9 +239,9 @@ def run(
     with ExitStack() as stack:
         try:
             stack.enter_context(writer_of(folder))
+            store = Store(folder / "records")
             workers = stack.enter_context(_connect(cluster)) if cluster else None
             notes += workers.notes() if workers else []
-            store = Store(folder / "records")
             _start(folder, suite, notes, bandwidth_bit_per_s)
         except OSError as error:
             full = "; the disk is full: free some space, or" if error.errno in DISK_FULL else f": {error.strerror};"
@@ -176,12 +249,15 @@ def run(
         for note in notes:
             print(note)
         _warn(store.damaged)
-        options = Options(data_dir and data_dir.resolve(), int(memory_limit * 2**30))
+        options = Options(data_dir and data_dir.resolve(), memory_limit)
         try:
             all_ok, table = _run_all(trials, folder, store, options, workers)
             _write_report(folder)
-        except KeyboardInterrupt:
-            _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
+        except KeyboardInterrupt as end:
+            _warn([f"{in_words(end)}; {_resume(folder)}"])
+            if any(records_in(folder)):
+                _write_report(folder)
+            sys.exit(exit_code(end))
         except RunError as error:
             _fail(f"{error}; {_resume(folder)}", FAILED)
         except OSError as error:
@@ -196,13 +272,16 @@ def _resume(folder: Path) -> str:
     return f"finished records are in {folder}, run the same command with --out {folder} to resume"
 
 
-def _split(values: list[str] | None) -> list[str]:
-    return [part for value in values or [] for part in value.split(",") if part]
+def _split(values: list[str] | None, option: str) -> list[str]:
+    parts = [part for value in values or [] for part in value.split(",") if part]
+    if values and not parts:
+        raise typer.BadParameter("a name, not nothing", param_hint=f"'{option}'")
+    return parts
 
 
 def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
     try:
-        return [int(part) for part in _split(values)]
+        return [int(part) for part in _split(values, option)]
     except ValueError:
         raise typer.BadParameter("whole numbers, separated by commas", param_hint=f"'{option}'") from None
 
@@ -210,7 +289,7 @@ def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
 def _bandwidth(text: str | None) -> float | None:
     """``100Mbit`` in bits per second."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)bit", text or "")
-    if text and not (match and float(match[1])):
+    if text is not None and not (match and 0 < float(match[1]) < 1e9):
         raise typer.BadParameter("a number and kbit, Mbit or Gbit, as 100Mbit", param_hint="'--bandwidth'")
     return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
@@ -241,11 +320,20 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
-        resolve(trial.backend)
-        if trial.model not in zoo.MODELS:
-            raise zoo.UnknownModel(f"unknown model {trial.model!r}: choose from {', '.join(zoo.MODELS)}")
+        _check_model(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
         tasks.task(trial.task)
     return trials, notes
+
+
+def _check_model(model: str, lowering: str, backend: str) -> None:
+    """Raises UnknownModel, also for a preset, which is an integer network, where another lowering would run."""
+    if model not in zoo.MODELS:
+        raise zoo.UnknownModel(f"unknown model {model!r}: choose from {', '.join(zoo.MODELS)}")
+    if "@" in model and lowering != "integer":
+        raise zoo.UnknownModel(
+            f"{model} is a preset of integer networks, and {backend} runs {lowering} ones: "
+            f"choose --model {zoo.base(model)}, or a backend of integer networks (tfhe)"
+        )
 
 
 def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
@@ -351,7 +439,7 @@ def _table() -> Table:
 
     table = Table()
     for column in ("trial", "status", "accuracy", "server", "request", "keys"):
-        table.add_column(column, justify="left" if column in ("trial", "status") else "right")
+        table.add_column(column, justify="left" if column in ("trial", "status") else "right", overflow="fold")
     return table
 
 
@@ -380,7 +468,7 @@ def explain(
     task: Annotated[str, typer.Option()] = "digits",
     scenario: Annotated[Scenario, typer.Option()] = "single-stream",
     model_privacy: Annotated[Privacy, typer.Option()] = "plain",
-    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    threads: Threads = 0,
     data_dir: DataDir = None,
 ) -> None:
     """Print a backend's plan: layouts, levels, parameters, operations, predicted and measured time by layer."""
@@ -391,6 +479,7 @@ def explain(
     from bench.trials import subject
 
     info, _ = resolve(backend)
+    _check_model(model, info.lowering, backend)
     trial = Trial(
         backend=backend,
         model=model,
@@ -413,9 +502,12 @@ def tune(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
     budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
-    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    threads: Threads = 0,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the search; the same folder resumes it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_path, metavar="PATH", help="Folder of the search; the same folder resumes it."),
+    ] = None,
 ) -> None:
     """Search the frontier of accuracy, latency and key bytes of a model's integer network."""
     from bench import tune as tuning
@@ -441,8 +533,9 @@ def tune(
             frontier = search.run(budget_s, lambda share, text: bar(share, text))
     except TrialError as error:
         _fail(error.reason, FAILED)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; run the same command with --out {folder} to go on with its finished trials", INTERRUPTED)
+    except KeyboardInterrupt as end:
+        again = f"run the same command with --out {folder} to go on with its finished trials"
+        _fail(f"{in_words(end)}; {again}", exit_code(end))
     print(f"{frontier.networks} networks, {len(frontier.rows)} on the frontier: {folder / 'frontier.html'}")
 
 
@@ -476,7 +569,7 @@ def show(
     from bench.report import read, terminal
 
     run = read(run_folder)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     if trial is None:
         terminal.show_run(run, console)
         return
@@ -491,7 +584,9 @@ def show(
 def export(
     run_folder: RunFolder,
     to: Annotated[str, typer.Option(help="pytest-benchmark or pyperf")],
-    out: Annotated[Path | None, typer.Option(help="File (default: in the folder of the run).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="File (default: in the folder of the run).")
+    ] = None,
 ) -> None:
     """Write the timings of a run as a file of another tool."""
     from bench import export as exports
@@ -561,9 +656,11 @@ def compare(
 def train(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(parser=_whole, metavar="N")] = 0,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a copy of the trained networks.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder for a copy of the trained networks.")
+    ] = None,
 ) -> None:
     """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them."""
     try:
@@ -604,7 +701,7 @@ def test(backend: Annotated[list[str] | None, typer.Option(help="Backends to tes
         import pytest
     except ModuleNotFoundError:
         _fail("the conformance suite needs pytest: pip install pytest", FAILED)
-    names = _split(backend) or [name for name, info in backends().items() if not info.test_only]
+    names = _split(backend, "--backend") or [name for name, info in backends().items() if not info.test_only]
     for name in names:
         resolve(name)
     os.environ["BENCH_CONFORMANCE_BACKENDS"] = ",".join(names)

@@ -17,7 +17,8 @@ from backends.registry import HERE as BACKENDS
 from backends.registry import BackendInfo
 from models.zoo import HERE as MODELS
 
-ALWAYS = ("numpy", "fhe-medmnist-bench")
+OWN = "fhe-medmnist-bench"
+ALWAYS = ("numpy", OWN)
 HERE = Path(__file__).parents[1]  # the top of a checkout, or where packages are installed
 AVX_FLAGS = ("avx", "avx2", "avx512f", "avx512ifma")
 

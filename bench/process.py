@@ -19,6 +19,13 @@ from backends import wire
 from backends.registry import BackendInfo
 
 ROOT = Path(__file__).parents[1]
+# `python -m MODULE …`, but no folder of the current one is taken for a package of ours that has its name
+RUN_MODULE = """
+import runpy, sys
+sys.path[:] = filter(None, sys.path)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 # every library's own name for the number of its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 # kills for memory: of this control group or, outside of one, of the system
@@ -67,7 +74,7 @@ class Party:
         with theirs, log.open("ab") as output:
             try:
                 self._process = subprocess.Popen(
-                    [interpreter, "-m", "backends.party", *arguments],
+                    [interpreter, "-c", RUN_MODULE, "backends.party", *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from backends import wire
 from backends.registry import BackendInfo, resolve
 from bench import conditions, machine, metrics, sampling
 from bench.machine import available_threads
@@ -203,7 +204,10 @@ def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
     """All requests of a trial: the cold first call and one warm-up, both with the images of the first sample, then
     the samples. offline: each request is full, by repeating its images, and there are at least OFFLINE_REQUESTS samples.
     If the cold call takes longer than LONG_REQUEST_S, neither the warm-up nor repetitions of images are asked for.
+    Raises TrialError for a batch that no message holds.
     """
+    if scenario == "offline" and batch * images[0].nbytes > wire.MAX_BODY_BYTES:
+        raise TrialError("failed", f"owner: a request of {batch} images is more than a message holds")
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     full = [np.resize(b, (batch, *b.shape[1:])) if scenario == "offline" else b for b in batches]
     samples = [_Request(filled, "sample", len(b)) for filled, b in zip(full, batches)]

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
+
 from backends.registry import resolve
 from bench import runner
+from bench.files import DISK_FULL, printable
 from bench.record import Record, Store, Trial
 from bench.runner import Subject
 from models import NetworkError, tasks, zoo
@@ -44,16 +47,29 @@ def here(trials: list[Trial], options: Options, store: Store, folder: Path, repo
 def carry_out(
     trial: Trial, options: Options, finished: Collection[str], folder: Path, progress: Report
 ) -> Record | str:
-    """The trial's new record or, if its key is among those that are `finished`, this key."""
+    """The trial's new record or, if its key is among those that are `finished`, this key.
+
+    Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
+    """
     info, _ = resolve(trial.backend)
     try:
         given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
+        if (key := runner.key(trial, given, info)) in finished:
+            return key
+        stages = lambda stage, share: progress(share, stage)  # noqa: E731
+        record = runner.run(trial, given, folder, stages, options.memory_limit_bytes)
+        record.reason = printable(record.reason)
+        return Record.decode(msgspec.json.encode(record))  # what could not be read again is no record
     except (tasks.DataError, NetworkError) as error:
         return runner.unmeasured(trial, "skipped", str(error))
-    if (key := runner.key(trial, given, info)) in finished:
-        return key
-    stages = lambda stage, share: progress(share, stage)  # noqa: E731
-    return runner.run(trial, given, folder, stages, options.memory_limit_bytes)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        return runner.unmeasured(trial, "failed", printable(f"outside the parties: {_in_words(error)}"))
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def subject(task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report) -> Subject:

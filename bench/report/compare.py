@@ -200,7 +200,7 @@ def show(result: Result) -> None:
 
     table = Table()
     for name in ("trial", "figure", "first", "second", "ratio", "95 % interval", "p", "verdict"):
-        table.add_column(name, justify="left" if name in ("trial", "figure", "verdict") else "right")
+        table.add_column(name, justify="left" if name in ("trial", "figure", "verdict") else "right", overflow="fold")
     for c in result.comparisons:
         unit = "bytes" if c.exact else "s"
         interval = "" if c.ratio.low is None else f"{c.ratio.low:.3f}–{c.ratio.high:.3f}"
