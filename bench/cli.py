@@ -25,8 +25,6 @@ from models import NetworkError, tasks, zoo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from rich.table import Table
-
     from bench.cluster import Cluster
     from bench.record import Record, Store, Trial
     from bench.trials import Options
@@ -251,8 +249,9 @@ def run(
         _warn(store.damaged)
         options = Options(data_dir and data_dir.resolve(), memory_limit)
         try:
-            all_ok, table = _run_all(trials, folder, store, options, workers)
+            all_ok, rows = _run_all(trials, folder, store, options, workers)
             _write_report(folder)
+            from bench.report.terminal import fitting
         except KeyboardInterrupt as end:
             _warn([f"{in_words(end)}; {_resume(folder)}"])
             if any(records_in(folder)):
@@ -264,7 +263,8 @@ def run(
             if error.errno not in DISK_FULL:
                 raise
             _fail(f"the disk is full; free some space, {_resume(folder)}", FAILED)
-    Console().print(table)
+    console = Console()
+    console.print(fitting(console, ROW, rows, left=["status"]))
     sys.exit(OK if all_ok else FAILED)
 
 
@@ -381,20 +381,20 @@ def _connect(address: str) -> AbstractContextManager[Cluster]:
 
 def _run_all(
     trials: list[Trial], folder: Path, store: Store, options: Options, workers: Cluster | None
-) -> tuple[bool, Table]:
-    """Whether all trials are ok, and a table of them. The records are on disk alone: a run may have many."""
+) -> tuple[bool, list[tuple[str, ...]]]:
+    """Whether all trials are ok, and a row of each. The records are on disk alone: a run may have many."""
     from bench.trials import here
 
-    table, all_ok = _table(), True
+    rows, all_ok = [], True
     with _progress(len(trials)) as report:
         run = workers.run if workers else here
         with closing(run(trials, options, store, folder, report)) as records:
             for number, record in enumerate(records, 1):
                 outcome = f"{record.status}, {record.reason}" if record.reason else record.status
                 report(number, f"{record.trial.label}: {outcome}", finished=True)
-                table.add_row(*_row(record))
+                rows.append(_row(record))
                 all_ok = all_ok and record.status == "ok"
-    return all_ok, table
+    return all_ok, rows
 
 
 @contextmanager
@@ -434,16 +434,11 @@ def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across
     print(*report.write_files(found, folder), sep="\n")
 
 
-def _table() -> Table:
-    from rich.table import Table
-
-    table = Table()
-    for column in ("trial", "status", "accuracy", "server", "request", "keys"):
-        table.add_column(column, justify="left" if column in ("trial", "status") else "right", overflow="fold")
-    return table
+ROW = ("trial", "status", "accuracy", "server", "request", "keys")
 
 
 def _row(record: Record) -> tuple[str, ...]:
+    """What a run prints of a trial: the columns of `ROW`."""
     from bench import metrics
     from bench.report.quantity import with_unit
     from bench.report.table import SERVER_REQUEST, totals

@@ -194,22 +194,23 @@ def _notes(pairs: list[tuple[Record, Record]], forced: bool) -> list[str]:
 
 def show(result: Result) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from bench.report.quantity import with_unit
+    from bench.report.terminal import fitting
 
-    table = Table()
-    for name in ("trial", "figure", "first", "second", "ratio", "95 % interval", "p", "verdict"):
-        table.add_column(name, justify="left" if name in ("trial", "figure", "verdict") else "right", overflow="fold")
+    rows = []
     for c in result.comparisons:
         unit = "bytes" if c.exact else "s"
         interval = "" if c.ratio.low is None else f"{c.ratio.low:.3f}–{c.ratio.high:.3f}"
         p = "" if c.p is None else f"{c.p:.2g}"
-        verdict = f"[red]{c.verdict}: regression[/]" if c in result.regressions else c.verdict
         figures = (with_unit(c.first, unit), with_unit(c.second, unit), f"{c.ratio.value:.3f}", interval, p)
-        table.add_row(c.trial.label, c.figure, *figures, verdict)
+        regression = c in result.regressions
+        verdict = Text(f"{c.verdict}: regression" if regression else c.verdict, style="red" if regression else "")
+        rows.append((c.trial.label, c.figure, *figures, verdict))
+    titles = ("trial", "figure", "first", "second", "ratio", "95 % interval", "p", "verdict")
     console = Console()
-    console.print(table)
+    console.print(fitting(console, titles, rows, left=("figure", "verdict")))
     for trial, outcome in result.broken:
         console.print(f"{trial.label}: was ok, is {outcome}", style="red", markup=False)
     for label in result.only:

@@ -75,7 +75,10 @@ def test_version_help_and_data(bench: CommandLine, tmp_path: Path) -> None:
     assert bench("run", "-h").returncode == 0
     (tmp_path / "breastmnist.npz").touch()
     listed = bench("list", "--data-dir", tmp_path).stdout
-    assert [line.split()[0] for line in listed.splitlines() if line.endswith("; data here")] == ["breastmnist", "digits"]
+    assert [line.split()[0] for line in listed.splitlines() if line.endswith("; data here")] == [
+        "breastmnist",
+        "digits",
+    ]
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(bench: CommandLine, tmp_path: Path) -> None:
