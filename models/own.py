@@ -39,7 +39,8 @@ def stem(sha256: str, task: Task, lowering: str) -> Path:
 def network(path: str, task: Task, lowering: str, dataset: Dataset) -> Network:
     """The network of a file, lowered; as ``float``, the reference, it is what the file holds.
 
-    Raises NetworkFileError for a file that cannot be used or does not fit the task, NetworkError if it must be trained first.
+    Raises NetworkFileError for a file that cannot be used or does not fit the task, NetworkError if it must be trained
+    first.
     """
     own = fitted(path, task)
     if lowering == "float" or own.lowering == lowering:

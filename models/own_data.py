@@ -37,7 +37,7 @@ def read(path: Path | str, kind: str = "") -> Dataset:
         images, labels, md5 = _read(path, (about.st_mtime_ns, about.st_size))
     except OSError as error:
         raise DataFileError(f"cannot read {path}: {error.strerror or error}; name an .npz file that can be read") from error
-    kind, outputs = _kind(path, KINDS.get(kind, kind), labels)
+    given, (kind, outputs) = kind, _kind(path, KINDS.get(kind, kind), labels)
     _, channels, height, width = images["train"].shape
     task = Task(
         name=f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', path.stem)[:60]}-{md5[:8]}",
@@ -48,7 +48,7 @@ def read(path: Path | str, kind: str = "") -> Dataset:
         samples={split: len(part) for split, part in images.items()},
         md5=md5,
         size=(height, width),
-        file=str(path),
+        file=f"{path}:{given}" if given else str(path),
     )
     return Dataset(task, *(Split(images[split], labels[split]) for split in SPLITS), md5=md5)
 
@@ -83,7 +83,7 @@ def _images(path: Path, split: str, images: np.ndarray) -> np.ndarray:
     """(n, channels, height, width)"""
     where = f"{path}: {split}_images"
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise DataFileError(f"{where} have the shape {images.shape}; save them as (n, height, width) or (n, height, width, 3)")
+        raise DataFileError(f"{where} have the shape {images.shape}; save (n, height, width) or (n, height, width, 3)")
     if images.dtype != np.uint8:
         raise DataFileError(f"{where} are of type {images.dtype}; scale them to 0 … 255 and save them as uint8")
     if not len(images):
@@ -116,10 +116,10 @@ def _kind(path: Path, kind: str, labels: dict[str, np.ndarray]) -> tuple[str, in
     (width,) = columns
     if (width > 1) != (kind == MULTI_LABEL) and kind:
         wanted = "one column of class numbers" if width > 1 else "a column of 0 and 1 for each label"
-        raise DataFileError(f"{path}: labels have {width} column(s), which is not {kind}; save {wanted}, or leave out --kind")
+        raise DataFileError(f"{path}: labels of {width} column(s) are not {kind}; save {wanted}, or leave out --kind")
     if width > 1:
         if max(part.max() for part in labels.values()) > 1:
-            raise DataFileError(f"{path}: labels of {width} columns hold more than 0 and 1; save one column of class numbers")
+            raise DataFileError(f"{path}: labels of {width} columns hold more than 0 and 1; save one of class numbers")
         return MULTI_LABEL, width
     known = np.unique(labels["train"])
     classes = len(known)

@@ -1,8 +1,9 @@
 """The tasks: all 2-D MedMNIST tasks, as `medmnist.INFO` describes them, the embedded `digits`, and a user's own files.
 
 MedMNIST's images are 28×28; the same at other sizes (MedMNIST+) are tasks of their own, named ``breastmnist_64``. A file
-``path/mine.npz`` is a task by its path (`models.own_data`). Nothing here knows a MedMNIST task by name. Listing tasks imports neither torch nor NumPy, because `bench list` must
-answer at once; only what works on arrays imports NumPy, where it does so.
+``path/mine.npz`` is a task by its path (`models.own_data`). Nothing here knows a MedMNIST task by name. Listing tasks
+imports neither torch nor NumPy, because `bench list` must answer at once; only what works on arrays imports NumPy, where it
+does so.
 
 MedMNIST: Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
 """
@@ -57,7 +58,7 @@ class Task:
     samples: split → number of images.
     md5: of the data file, "" for the embedded task.
     python_class: the class of the `medmnist` package that downloads it; "" for other tasks.
-    size: height and width of the images. file: of a user's own task; "" for others.
+    size: height and width of the images. file: the name of a user's own task (`task`); "" for others.
     """
 
     name: str
@@ -190,8 +191,13 @@ def _resized(task: Task, side: int) -> Task:
 def _own(name: str) -> Dataset:
     from models import own_data  # NumPy
 
-    path, _, kind = name.rpartition(":") if not name.endswith(OWN) else (name, "", "")
-    return own_data.read(path, kind)
+    return own_data.read(*_parts(name))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Of the name of a user's file: its path and the kind of its labels, if that is given."""
+    path, _, kind = (name, "", "") if name.endswith(OWN) else name.rpartition(":")
+    return path, kind
 
 
 def _medmnist_info() -> ModuleType:
@@ -229,7 +235,7 @@ def find(task: Task, data_dir: Path | str | None = None) -> Path | None:
     if task.embedded:
         return _digits_file()
     if task.file:
-        return Path(task.file)
+        return Path(_parts(task.file)[0])
     return next((path for folder in _folders(data_dir) if (path := folder / f"{task.name}.npz").is_file()), None)
 
 
@@ -261,9 +267,7 @@ def load(task: Task, data_dir: Path | str | None = None, download: bool = True) 
     if task.embedded:
         return _load_digits(task)
     if task.file:
-        from models import own_data
-
-        return own_data.read(task.file, task.kind)
+        return _own(task.file)
     path = find(task, data_dir)
     if path is None:
         if not download:
