@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -40,7 +40,8 @@ class NewerRecord(RecordError):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the matrix: what was asked for.
 
-    backend: name, or ``name:variant``. images: how many of the test split (0: all). timeout_s: for the whole trial.
+    backend: name, or ``name:variant``. model, task: a name, or the path of a user's file as it was given (`models.own`,
+    `models.own_data`). images: how many of the test split (0: all). timeout_s: for the whole trial.
     precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
     """
@@ -59,7 +60,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        parts = [self.backend, self.model, self.task, self.scenario]
+        parts = [self.backend, PurePath(self.model).stem, PurePath(self.task).stem, self.scenario]  # of a file, its stem
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
         return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 

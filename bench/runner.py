@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shlex
 import time
 import zlib
 from collections.abc import Callable
@@ -289,4 +290,4 @@ def command(trial: Trial) -> str:
         options["precision"] = f"{trial.precision:g}"
     if trial.sampling_s != usual.sampling_s:
         options["sampling-time"] = f"{trial.sampling_s:g}"
-    return "python -m bench run " + " ".join(f"--{name} {value}" for name, value in options.items())
+    return "python -m bench run " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
