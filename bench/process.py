@@ -157,7 +157,7 @@ class Party:
             raise self._died()
         reply = wire.Message(printable(reply.header), reply.blobs)
         if unprintable := [name for name in reply.blobs if name != printable(name)]:
-            raise TrialError("failed", f"the {self.role} names a message {ascii(unprintable[0])}: use printable characters")
+            raise TrialError("failed", f"the {self.role} names a message {unprintable[0]!a}: use printable characters")
         if "error" in reply.header:
             raise self._failed(reply.header["error"], reply.header["reason"])
         return reply
