@@ -67,10 +67,9 @@ def _save(value: Any) -> bytes:
 def _load(make: Callable[[], Any], context: Any, data: bytes | memoryview) -> Any:
     """SEAL itself checks that the value is one of the context, and each residue. Raises MessageError."""
     value = make()
-    with _scratch() as path:
+    with _scratch() as path, refusing("SEAL", "read this message", data):
         Path(path).write_bytes(data)
-        with refusing("SEAL", "read this message"):
-            value.load(context, path)
+        value.load(context, path)
     return value
 
 

@@ -106,7 +106,7 @@ class OpenfheOwner:
         self._context = _context(parameters)
         self._unit, self._moduli = 2.0 ** -_scaling_bits(parameters), moduli(self._context)
         self._ciphertexts = Ciphertexts(self._context)
-        with refusing("OpenFHE", "read this public key"):
+        with refusing("OpenFHE", "read this public key", public_key):
             self._public = openfhe.DeserializePublicKeyString(bytes(public_key), openfhe.BINARY)
 
     def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
@@ -140,7 +140,7 @@ class OpenfheEvaluator:
 
     def load_keys(self, parts: Sequence[bytes]) -> None:
         tag, relin, rotations, conjugation = map(bytes, frames.exactly(4, parts, "parts of the evaluation keys"))
-        with refusing("OpenFHE", "read these keys"):
+        with refusing("OpenFHE", "read these keys", rotations or relin or conjugation):
             self._ciphertexts.tag = name = tag.decode()
             # OpenFHE keeps keys in tables of the process, and refuses those that a client in it has put there already
             if relin and name not in self._context.GetAllEvalMultKeys():

@@ -154,7 +154,7 @@ class NaiveServer(_Party):
     def load_keys(self, keys: dict[str, bytes]) -> None:
         frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
         tag, relinearisation, rotations = map(bytes, frames.exactly(3, frame.parts, "parts of the evaluation keys"))
-        with refusing("OpenFHE", "read these keys"):
+        with refusing("OpenFHE", "read these keys", keys["evaluation"]):
             self._ciphertexts.tag = name = tag.decode()
             if name not in self._context.GetAllEvalMultKeys():
                 openfhe.DeserializeEvalMultKeyString(relinearisation, openfhe.BINARY)
