@@ -196,4 +196,4 @@ def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
     with np.load(tmp_path / "mine.npz") as data:
         network = onnx_graph.load(tmp_path / "net.onnx")
         answers = network.forward(data["test_images"][:, None] / 255).argmax(1)
-        assert np.mean(answers == data["test_labels"]) > 0.85
+        assert np.mean(answers == data["test_labels"]) > 0.75
