@@ -34,8 +34,6 @@ import numpy as np
 
 from models.network import Network
 
-SCENARIOS = ("single-stream", "offline")
-
 
 class BackendError(Exception):
     """Something that a person can mend; the message says how. Becomes the reason of a ``failed`` record."""

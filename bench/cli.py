@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from backends.registry import UnknownBackend, backends, broken, resolve
+from backends.registry import Privacy, Scenario, UnknownBackend, backends, broken, resolve
 from bench.files import DISK_FULL, RunError
 from bench.signals import exit_code, in_words, stoppable
-from bench.suite import Privacy, Scenario
 from models import NetworkError, NetworkFileError, tasks, zoo
 
 if TYPE_CHECKING:
@@ -152,9 +151,9 @@ def list_(data_dir: DataDir = None) -> None:
     for info in backends().values():
         if not info.test_only:
             print(f"  {info.name:<18} {info.title}")
-            for variant, line in (info.variants or {}).items():
-                if variant:
-                    print(f"  {info.name + ':' + variant:<18} {line}")
+            for name, variant in info.variants.items():
+                if name:
+                    print(f"  {info.name + ':' + name:<18} {variant.about}")
     for plugin in broken():
         print(f"  {plugin.name:<18} broken: {plugin}")
     print("models")
@@ -321,9 +320,7 @@ def _bandwidth(text: str | None) -> float | None:
     return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
 
-def _trials(
-    name: str, changes: dict, data_dir: Path | None, size: int | None = None
-) -> tuple[list[Trial], list[str]]:
+def _trials(name: str, changes: dict, data_dir: Path | None, size: int | None = None) -> tuple[list[Trial], list[str]]:
     """The trials of a suite after the options, all names checked, and what a reader has to know about them."""
     import msgspec
 
@@ -340,7 +337,9 @@ def _trials(
         ]
         small = [t.name for t in known if tasks.find(t, data_dir)]
         if not small and size not in (None, tasks.SIZE):
-            raise tasks.DataError(f"no MedMNIST files of {size} pixels were found: name one with --task, or give --data-dir")
+            raise tasks.DataError(
+                f"no MedMNIST files of {size} pixels were found: name one with --task, or give --data-dir"
+            )
         if not small:
             notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
         return small or ["digits"]
@@ -416,7 +415,7 @@ def _connect(address: str) -> AbstractContextManager[Cluster]:
 def _run_all(
     trials: list[Trial], folder: Path, store: Store, options: Options, workers: Cluster | None
 ) -> tuple[bool, list[tuple[str, ...]]]:
-    """Whether all trials are ok, and a row of each. The records are on disk alone: a run may have many."""
+    """Whether all trials are ok or not supported, and a row of each. The records are on disk alone: a run may have many."""
     from bench.trials import here
 
     rows, all_ok = [], True
@@ -427,7 +426,7 @@ def _run_all(
                 outcome = f"{record.status}, {record.reason}" if record.reason else record.status
                 report(number, f"{record.trial.label}: {outcome}", finished=True)
                 rows.append(_row(record))
-                all_ok = all_ok and record.status == "ok"
+                all_ok = all_ok and (record.status == "ok" or record.unsupported)
     return all_ok, rows
 
 

@@ -129,6 +129,7 @@ class Record(msgspec.Struct, kw_only=True):
     """One trial: what was asked, what happened, what it cost.
 
     key: names the file; a hash of everything that the result depends on (see `bench.runner`).
+    unsupported: skipped because the backend says that it does not do such work, which is no failure of a run.
     sizes: bytes of what crosses between the parties: ``client_artifact_bytes``, ``server_artifact_bytes``,
     ``<name>_key_bytes`` for each key, ``request_bytes``, ``response_bytes`` (of one request of `batch` images).
     parameters, security, operations, notes: as the owner reported them (`backends.api.Prepared`).
@@ -144,6 +145,7 @@ class Record(msgspec.Struct, kw_only=True):
     trial: Trial
     status: Status
     reason: str = ""
+    unsupported: bool = False
     started_at: str
     duration_s: Amount
     batch: Positive = 1

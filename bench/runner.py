@@ -131,7 +131,13 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     )
 
 
-def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[str, Any] | None = None) -> Record:
+def unmeasured(
+    trial: Trial,
+    status: Status,
+    reason: str,
+    about_machine: dict[str, Any] | None = None,
+    unsupported: bool = False,
+) -> Record:
     """The record of a trial that could not start: its data or network is missing, or the machine that ran it was lost.
 
     about_machine: empty if the machine is unknown.
@@ -142,6 +148,7 @@ def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[st
         trial=trial,
         status=status,
         reason=reason,
+        unsupported=unsupported,
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         duration_s=0.0,
         machine=machine.machine() if about_machine is None else about_machine,

@@ -20,16 +20,15 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
+from backends.registry import Privacy, Scenario
 from bench.record import Count, Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
-Scenario = Literal["single-stream", "offline"]
-Privacy = Literal["plain", "encrypted"]
 
 
 class SuiteError(ValueError):

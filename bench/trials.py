@@ -52,8 +52,12 @@ def carry_out(
     Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
     """
     info, _ = resolve(trial.backend)
+    if why := info.refuses(trial.scenario, trial.model_privacy):
+        return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
     try:
         given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
+        if why := info.refuses(trial.scenario, trial.model_privacy, (node.type for node in given.lowered.nodes)):
+            return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
         if (key := runner.key(trial, given, info)) in finished:
             return key
         stages = lambda stage, share: progress(share, stage)  # noqa: E731
