@@ -30,7 +30,7 @@ from bench.report.table import COLUMNS
 from bench.report.verdict import verdict
 from bench.session import REQUEST
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 FILTERS = tuple(axis for axis in AXES if axis != "seed")
 RAW_RECORDS_BYTES = 4_000_000  # in the page; above it, records are cut and the whole ones are in their files
 
