@@ -16,8 +16,8 @@ STANDARD_2018 = {
     256: {1024: 14, 2048: 29, 4096: 58, 8192: 118, 16384: 237, 32768: 476},
 }
 # Bossuat et al., "Security Guidelines for Implementing Homomorphic Encryption", ePrint 2024/463, table 4.2. The rows of
-# 65536 and 131072, which the 2018 standard lacks, are of table 5.2 of its revision, as OpenFHE has them since its pull request
-# 807; only there are the levels above 128 needed.
+# 65536 and 131072, which the 2018 standard lacks, are of table 5.2 of its revision, as in OpenFHE since pull request 807;
+# only there are the levels above 128 needed.
 GUIDELINES_2024 = {
     128: {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523},
     192: {65536: 1199, 131072: 2411},
