@@ -17,6 +17,7 @@ from typing import Any
 
 from backends import wire
 from backends.registry import BackendInfo
+from bench.files import printable
 
 ROOT = Path(__file__).parents[1]
 # `python -m MODULE …`, but no folder of the current one is taken for a package of ours that has its name
@@ -203,18 +204,6 @@ class Party:
         with self._log.open("rb") as file:
             file.seek(max(self._log_start, self._log.stat().st_size - 4096))
             return printable(file.read().decode(errors="replace"))
-
-
-def printable(value: Any) -> Any:
-    """Of what a party says (plain JSON): control characters and lone surrogates as escapes, so that they reach neither a
-    terminal nor a record."""
-    if isinstance(value, str):
-        if value.isprintable():
-            return value
-        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
-    if isinstance(value, dict):
-        return {printable(key): printable(item) for key, item in value.items()}
-    return [printable(item) for item in value] if isinstance(value, list) else value
 
 
 _alive: set[Party] = set()
