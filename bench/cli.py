@@ -219,6 +219,8 @@ def run(
     from bench.record import Store, records_in
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
+    if cluster == "":
+        raise typer.BadParameter("an address, not nothing", param_hint="'--cluster'")
     changes = {
         "backend": _split(backend, "--backend"),
         "model": _split(model, "--model"),
