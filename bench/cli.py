@@ -225,7 +225,7 @@ def run(
         "backend": _split(backend, "--backend"),
         "model": _split(model, "--model"),
         "task": _split(task, "--task"),
-        "data": [_task("", data, kind, None)] if data else [],
+        "data": [own] if (own := _task("", data, kind, size)) else [],
         "scenario": _split(scenario, "--scenario"),
         "model_privacy": _split(model_privacy, "--model-privacy"),
         "threads": _whole_numbers(threads, "--threads"),
@@ -290,7 +290,7 @@ def _resume(folder: Path) -> str:
 
 def _split(values: list[str] | None, option: str) -> list[str]:
     """At commas, but for those in the name of a file."""
-    parts = [part for v in values or [] for part in ([v] if Path(v).is_file() else v.split(",")) if part]
+    parts = [part for v in values or [] for part in ([v] if os.path.isfile(v) else v.split(",")) if part]
     if values and not parts:
         raise typer.BadParameter("a name, not nothing", param_hint=f"'{option}'")
     return parts
@@ -300,6 +300,8 @@ def _task(task: str, data: str | None, kind: str | None, size: int | None) -> st
     """The name of the task that these options ask for."""
     if size not in (None, tasks.SIZE, *tasks.SIZES):
         raise typer.BadParameter(f"28, {', '.join(map(str, tasks.SIZES))}", param_hint="'--size'")
+    if kind and not data:
+        raise typer.BadParameter("it is that of --data, which is not given", param_hint="'--kind'")
     if not data:
         return tasks.sized(task, size) if task and not tasks.is_own(task) else task
     if not tasks.is_own(data):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ CALIBRATION_IMAGES = 1000  # training images from which quantisation takes its r
 
 def is_file(model: str) -> bool:
     """Whether a model that has none of the names of `models.zoo` is named by a user's file."""
-    return model.endswith(SUFFIX) or Path(model).is_file()
+    return model.endswith(SUFFIX) or os.path.isfile(model)  # which is false, not an error, for a name that is too long
 
 
 def stem(sha256: str, task: Task, lowering: str) -> Path:
@@ -70,8 +71,7 @@ def training(path: str, task: Task) -> str:
 
 def fitted(path: str, task: Task) -> Network:
     """The network of a file, which takes the images of a task and has its logits. Raises NetworkFileError."""
-    about = Path(path)
-    version = (about.stat().st_mtime_ns, about.stat().st_size) if about.is_file() else None
+    version = (os.stat(path).st_mtime_ns, os.stat(path).st_size) if os.path.isfile(path) else None
     own = dataclasses.replace(_load(path, version), task=task.name)
     expected, pixels = task.input_shape, math.prod(task.input_shape)
     if own.input_shape == (pixels,):

@@ -44,6 +44,8 @@ def test_a_name_is_no_file_unless_it_is_one(lola, tmp_path, monkeypatch):
     assert zoo.is_trained(lola, BREAST)
     with pytest.raises(zoo.UnknownModel, match="or name an ONNX file"):
         zoo.check("resnet", BREAST)
+    with pytest.raises(zoo.UnknownModel, match="bench train --from"):
+        zoo.train(lola, BREAST, data())
 
 
 @pytest.mark.parametrize("lowering", ["float", "polynomial"])

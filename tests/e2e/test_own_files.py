@@ -154,6 +154,9 @@ def test_bad_files_end_with_a_sentence_and_lose_nothing(
         (("--task", "breastmnist", "--size", "63"), "Invalid value for '--size'"),
         (("--task", "digits", "--size", "64"), "unknown task 'digits_64'"),
         (("--size", "64"), "no MedMNIST files of 64 pixels were found"),
+        (("--kind", "binary-class"), "Invalid value for '--kind'"),
+        (("--model", "x" * 300), "unknown model"),
+        (("--model", "x" * 300 + ".onnx"), "name an ONNX file"),
     ],
 )
 def test_sizes_that_there_are_not(bench: CommandLine, options: tuple[str, ...], message: str) -> None:
@@ -186,7 +189,7 @@ def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
     for command in commands.splitlines():
         python, *words = shlex.split(command)
         assert python == "python"
-        run(*words)
+        run(*words, *(["--sampling-time", "0.1"] if "run" in words[:3] else []))  # the figures do not matter here
     records = found(tmp_path / "run")
     assert {record.trial.backend for record in records} == {"clear", "ckks"}
     assert all(record.status == "ok" for record in records)
