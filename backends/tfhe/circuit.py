@@ -309,12 +309,7 @@ class _Planner:
 
     def polynomial(self, node: Node, x: _Value) -> _Value:
         """A constant that is added to an accumulator is a bias."""
-        operator = node.operator
-        assert isinstance(operator, Polynomial)
-        if not x.then and operator.basis == "power" and operator.degree == 1 and np.all(operator.coefficients[1] == 1):
-            shift = operator.coefficients[0].reshape(-1, *[1] * (len(x.shape) - 1)) / x.unit
-            return replace(x, bias=x.bias + shift)
-        return self.univariate(node, x)
+        return _biased(x, node.operator) if _is_shift(node.operator) and not x.then else self.univariate(node, x)
 
     def view(self, node: Node, x: _Value) -> _Value:
         x, shape = self._integers(x), self._network.shapes[node.output]
@@ -395,9 +390,14 @@ class _Planner:
         return self._integers(a), self._integers(b)
 
     def _integers(self, x: _Value) -> _Value:
-        """The value as integers: what it still has to go through becomes a table, of a rounded accumulator if it says so."""
+        """The value as integers: what it still has to go through becomes a table, of a rounded accumulator if it says so.
+
+        A constant that is added behind the last quantiser is a bias again.
+        """
         if not x.then:
             return x
+        if _is_shift(x.then[-1]):
+            return _biased(self._integers(replace(x, then=x.then[:-1])), x.then[-1])
         key = (x.integers, tuple(map(id, x.then)))
         if key not in self._tables:
             self._tables[key] = self._table(x)
@@ -415,6 +415,22 @@ class _Planner:
             function = Activation(x.then[1:], x.unit, 0.0)
         integers = self._step(Table(function), [source], last.range, f"{x.integers} activated")
         return _Value(integers, last.scale, x.shape)
+
+
+def _is_shift(operator: Operator) -> bool:
+    """Whether it adds a constant."""
+    return (
+        isinstance(operator, Polynomial)
+        and (operator.basis, operator.degree) == ("power", 1)
+        and bool(np.all(operator.coefficients[1] == 1))
+    )
+
+
+def _biased(x: _Value, shift: Operator) -> _Value:
+    """Integers, and the constant of a shift."""
+    assert isinstance(shift, Polynomial)
+    constant = shift.coefficients[0].reshape(-1, *[1] * (len(x.shape) - 1)) / x.unit
+    return replace(x, bias=x.bias + constant)
 
 
 def _rounding(quantise: Quantise, x: _Value) -> Rounding:
