@@ -18,7 +18,7 @@ import typer
 from backends.registry import UnknownBackend, backends, resolve
 from bench.files import RunError
 from bench.suite import Privacy, Scenario
-from models import NetworkError, tasks, zoo
+from models import NetworkError, NetworkFileError, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,11 @@ app = typer.Typer(
 DataDir = Annotated[
     Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")
 ]
-
+Data = Annotated[
+    str | None, typer.Option(help="Own data instead of a task: an .npz file in MedMNIST's format (docs/own-models.md).")
+]
+Kind = Annotated[str | None, typer.Option(help=f"Of the labels of --data (else derived): {', '.join(tasks.KINDS)}.")]
+Size = Annotated[int | None, typer.Option(help="Pixels a side of MedMNIST's images: 28 (default), 64, 128 or 224.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Bandwidth = Annotated[
     str | None, typer.Option(help="Of a network to be assumed, as 100Mbit: derived columns, beside what was measured.")
@@ -55,7 +59,7 @@ def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
     try:
         app()
-    except (UnknownBackend, zoo.UnknownModel) as error:
+    except (UnknownBackend, zoo.UnknownModel, NetworkFileError, tasks.DataFileError) as error:
         _fail(error.args[0], USAGE)
     except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
@@ -89,6 +93,7 @@ def list_() -> None:
     for task in tasks.tasks().values():
         here = "data here" if tasks.find(task) else "no data here"
         print(f"  {task.name:<18} {task.kind}, {task.channels} channel(s), {task.outputs} outputs; {here}")
+    print(f"  MedMNIST's also at {', '.join(map(str, tasks.SIZES))} pixels: --size N, or NAME_N as a task")
     print("suites")
     for name in suite.names():
         print(f"  {name}")
@@ -99,8 +104,11 @@ def run(
     backend: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT; repeat it or separate by commas.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option()] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name, or ONNX file of a network of your own.")] = None,
     task: Annotated[list[str] | None, typer.Option()] = None,
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
     model_privacy: Annotated[list[str] | None, typer.Option(help="plain or encrypted")] = None,
     threads: Annotated[
@@ -137,6 +145,7 @@ def run(
         "backend": _split(backend),
         "model": _split(model),
         "task": _split(task),
+        "data": [_task("", data, kind, None)] if data else [],
         "scenario": _split(scenario),
         "model_privacy": _split(model_privacy),
         "threads": _whole_numbers(threads, "--threads"),
@@ -147,7 +156,12 @@ def run(
         "sampling_s": sampling_time,
     }
     try:
-        trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
+        changes = {k: v for k, v in changes.items() if v not in (None, [])}
+        if task:
+            if data:
+                _fail("--data takes the place of --task: give one of them", USAGE)
+            changes["data"] = []
+        trials, notes = _trials(suite, changes, data_dir, size)
     except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
     from bench.trials import Options  # slow to import: not for a usage error
@@ -186,7 +200,19 @@ def _resume(folder: Path) -> str:
 
 
 def _split(values: list[str] | None) -> list[str]:
-    return [part for value in values or [] for part in value.split(",") if part]
+    """At commas, but for those in the name of a file."""
+    return [part for v in values or [] for part in ([v] if Path(v).is_file() else v.split(",")) if part]
+
+
+def _task(task: str, data: str | None, kind: str | None, size: int | None) -> str:
+    """The name of the task that these options ask for."""
+    if size not in (None, tasks.SIZE, *tasks.SIZES):
+        raise typer.BadParameter(f"28, {', '.join(map(str, tasks.SIZES))}", param_hint="'--size'")
+    if not data:
+        return tasks.sized(task, size) if task and not tasks.is_own(task) else task
+    if not tasks.is_own(data):
+        raise tasks.DataFileError(f"{data} is no .npz file: save images and labels with numpy.savez, as MedMNIST does")
+    return f"{data}:{kind}" if kind else data
 
 
 def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
@@ -204,7 +230,9 @@ def _bandwidth(text: str | None) -> float | None:
     return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
 
-def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial], list[str]]:
+def _trials(
+    name: str, changes: dict, data_dir: Path | None, size: int | None = None
+) -> tuple[list[Trial], list[str]]:
     """The trials of a suite after the options, all names checked, and what a reader has to know about them."""
     import msgspec
 
@@ -214,11 +242,14 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     suite, notes = suites.read(name), []
 
     def small_tasks() -> list[str]:
-        small = [
-            t.name
+        known = [
+            tasks.task(_task(t.name, None, None, size))
             for t in tasks.tasks().values()
-            if not t.embedded and t.samples["train"] <= suites.SMALL_TRAINING_SPLIT and tasks.find(t, data_dir)
+            if not t.embedded and t.samples["train"] <= suites.SMALL_TRAINING_SPLIT
         ]
+        small = [t.name for t in known if tasks.find(t, data_dir)]
+        if not small and size not in (None, tasks.SIZE):
+            raise tasks.DataError(f"no MedMNIST files of {size} pixels were found: name one with --task, or give --data-dir")
         if not small:
             notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
         return small or ["digits"]
@@ -227,13 +258,15 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
         blocks = [msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials]
     except msgspec.ValidationError as error:
         raise suites.SuiteError(f"invalid option: {error}") from error
+    for block in blocks:
+        named = [block.task] if isinstance(block.task, str) else block.task
+        block.task = [one if one.startswith("@") else _task(one, None, None, size) for one in named]
     default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
         resolve(trial.backend)
-        if trial.model not in zoo.MODELS:
-            raise zoo.UnknownModel(f"unknown model {trial.model!r}: choose from {', '.join(zoo.MODELS)}")
-        tasks.task(trial.task)
+    for model, task in dict.fromkeys((trial.model, trial.task) for trial in trials):
+        zoo.check(model, tasks.task(task))
     return trials, notes
 
 
@@ -334,8 +367,11 @@ def _row(record: Record) -> tuple[str, ...]:
 @app.command()
 def explain(
     backend: Annotated[str, typer.Option()] = "ckks",
-    model: Annotated[str, typer.Option()] = "fcnn",
+    model: Annotated[str, typer.Option(help="Name, or ONNX file of a network of your own.")] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     scenario: Annotated[Scenario, typer.Option()] = "single-stream",
     model_privacy: Annotated[Privacy, typer.Option()] = "plain",
     threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
@@ -349,6 +385,8 @@ def explain(
     from bench.trials import subject
 
     info, _ = resolve(backend)
+    task = _task(task, data, kind, size)
+    zoo.check(model, tasks.task(task))
     trial = Trial(
         backend=backend,
         model=model,
@@ -370,6 +408,9 @@ def tune(
     backend: Annotated[str, typer.Option()] = "tfhe",
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
     threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
     data_dir: DataDir = None,
@@ -387,10 +428,10 @@ def tune(
             USAGE,
         )
     try:
-        described, budget_s = tasks.task(task), tuning.seconds(budget)
+        described, budget_s = tasks.task(_task(task, data, kind, size)), tuning.seconds(budget)
     except (tasks.DataError, ValueError) as error:
         _fail(str(error), USAGE)
-    folder = out or Path("reports") / f"tune-{backend}-{model}-{task}"
+    folder = out or Path("reports") / f"tune-{backend}-{model}-{described.name}"
     dataset = tasks.load(described, data_dir)
     try:
         with tuning.writing(folder), _progress(1) as bar:
@@ -518,13 +559,16 @@ def compare(
 def train(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a copy of the trained networks.")] = None,
 ) -> None:
     """Train all lowerings of a model for a task; they are kept in the user cache."""
     try:
-        described = tasks.task(task)
+        described = tasks.task(_task(task, data, kind, size))
     except tasks.DataError as error:
         _fail(str(error), USAGE)
     dataset = tasks.load(described, data_dir)
@@ -532,7 +576,7 @@ def train(
         networks = zoo.train(model, described, dataset, seed=seed, progress=lambda share, text: bar(share, text))
     for lowering, network in networks.items():
         if out:
-            network.save(out / f"{task}.{lowering}")
+            network.save(out / f"{described.name}.{lowering}")
         print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
 
 

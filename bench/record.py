@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import msgspec
@@ -29,7 +29,8 @@ class RecordError(RunError):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the matrix: what was asked for.
 
-    backend: name, or ``name:variant``. images: how many of the test split (0: all). timeout_s: for the whole trial.
+    backend: name, or ``name:variant``. model, task: a name, or the path of a user's file as it was given (`models.own`,
+    `models.own_data`). images: how many of the test split (0: all). timeout_s: for the whole trial.
     precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
     """
@@ -48,7 +49,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        parts = [self.backend, self.model, self.task, self.scenario]
+        parts = [self.backend, PurePath(self.model).stem, PurePath(self.task).stem, self.scenario]  # of a file, its stem
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
         return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 

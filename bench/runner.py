@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
+import shlex
 import time
 import zlib
 from collections.abc import Callable
@@ -171,8 +173,9 @@ def calibration(dataset: Dataset, seed: int = 0) -> np.ndarray:
 
 def log_name(trial: Trial) -> str:
     """The start of the names of the parties' logs: no two trials of a run share it."""
-    parts = [trial.backend.replace(":", "-"), trial.model, trial.task, trial.scenario, trial.model_privacy]
-    return "-".join([*parts, f"{trial.threads}t", f"{trial.images}i", f"s{trial.seed}"])
+    parts = [trial.backend, trial.model, trial.task, trial.scenario, trial.model_privacy]
+    parts += [f"{trial.threads}t", f"{trial.images}i", f"s{trial.seed}"]
+    return "-".join(re.sub(r"[^\w.@-]+", "-", part) for part in parts)  # a user's file is named by its path
 
 
 def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progress, measured: _Measured) -> None:
@@ -291,4 +294,4 @@ def command(trial: Trial) -> str:
         options["precision"] = f"{trial.precision:g}"
     if trial.sampling_s != usual.sampling_s:
         options["sampling-time"] = f"{trial.sampling_s:g}"
-    return "python -m bench run " + " ".join(f"--{name} {value}" for name, value in options.items())
+    return "python -m bench run " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())

@@ -8,6 +8,10 @@
     model = "fcnn"
     task = ["breastmnist", "@small"]
     images = 20
+
+    [[trials]]
+    model = "net.onnx"              # files of the user's own, their paths relative to the current folder
+    data = "mine.npz"               # instead of a task
 """
 
 from __future__ import annotations
@@ -34,11 +38,15 @@ class SuiteError(ValueError):
 
 
 class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Combinations of trials. ``@all`` stands for every backend, ``@small`` for the small tasks with data here."""
+    """Combinations of trials. ``@all`` stands for every backend, ``@small`` for the small tasks with data here.
+
+    data: files of the user's own (`models.own_data`), instead of `task`.
+    """
 
     backend: str | list[str] = "@all"
     model: str | list[str] = "fcnn"
     task: str | list[str] = "@small"
+    data: str | list[str] = []
     scenario: Scenario | list[Scenario] = "single-stream"
     model_privacy: Privacy | list[Privacy] = "plain"
     threads: Count | list[Count] = 0
@@ -78,7 +86,8 @@ def expand(
     trials: dict[Trial, None] = {}
     for block in blocks:
         backends = [b for name in _list(block.backend) for b in (all_backends if name == "@all" else [name])]
-        tasks = [t for name in _list(block.task) for t in (small_tasks() if name == "@small" else [name])]
+        named = _list(block.data) or _list(block.task)
+        tasks = [t for name in named for t in (small_tasks() if name == "@small" else [name])]
         axes = (
             tasks,
             _list(block.model),

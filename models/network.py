@@ -20,6 +20,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from models import NetworkError
 LOWERINGS = ("float", "polynomial", "integer")
 IMAGE = "image"  # the usual name of the one input
 Pair = tuple[int, int]
+FORWARD_VALUES = 40_000_000  # of the images that are computed at once: a limit of memory, for many or large images
 Pads = tuple[int, int, int, int]  # before the first row and column, after the last row and column
 
 
@@ -352,7 +354,10 @@ class Network:
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Logits (batch, outputs) in float64: the clear reference of this lowering."""
-        return self.evaluate({self._image.name: images}, self.results)[self._logits]
+        each = max(1, FORWARD_VALUES // math.prod(self.input_shape))
+        parts = [images[start : start + each] for start in range(0, max(1, len(images)), each)]
+        found = [self.evaluate({self._image.name: part}, self.results)[self._logits] for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def evaluate(self, inputs: Mapping[str, np.ndarray], wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The values of these names (default: all), batch axis first, float64."""

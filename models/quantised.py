@@ -51,6 +51,7 @@ NOISE = (
     0.2  # standard deviation in steps of a rounded accumulator: p_error 0.01 is half a step at 2.6 of them, 1e-4 at 3.9
 )
 CALIBRATION_IMAGES = 10_000
+CALIBRATION_VALUES = 40_000_000  # in their pixels: fewer images, if they are large
 TAIL = 0.002  # share of an activation's values beyond either end of its range, before the fit
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -358,7 +359,8 @@ def fine_tune(
     """
     torch.manual_seed(seed)
     report = progress or (lambda fraction, text: None)
-    quantised = module(network, bits, pool[0][:CALIBRATION_IMAGES].numpy()).train()
+    shown = min(CALIBRATION_IMAGES, CALIBRATION_VALUES // math.prod(network.input_shape))
+    quantised = module(network, bits, pool[0][:shown].numpy()).train()
     steps, size = max(images // BATCH, 1), min(BATCH, len(pool[0]))
     optimiser = torch.optim.AdamW(quantised.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)

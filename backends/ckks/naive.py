@@ -18,6 +18,7 @@ from backends.slots.blocks import Affine, from_network
 
 SCALE_BITS = 37
 OUTER_BITS = 50
+LARGEST = 32768  # ring dimension
 
 
 def _bits(layers: int) -> list[int]:
@@ -30,7 +31,14 @@ def _bits(layers: int) -> list[int]:
 
 
 def _ring_dimension(bits: list[int]) -> int:
-    return next(n for n, limit in security.STANDARD_2018[128].items() if n >= 8192 and sum(bits) <= limit)
+    """Raises BackendError."""
+    fitting = (n for n, limit in security.STANDARD_2018[128].items() if 8192 <= n <= LARGEST and sum(bits) <= limit)
+    if (ring_dimension := next(fitting, None)) is None:
+        raise BackendError(
+            f"{len(bits)} primes of {sum(bits)} bits need a ring dimension above {LARGEST}, which SEAL does not have at 128 "
+            "bits of security; use a network with fewer layers, or the default variant, which needs fewer primes"
+        )
+    return ring_dimension
 
 
 def _context(bits: list[int]) -> ts.Context:
@@ -42,9 +50,9 @@ def _with_bias(affine: Affine) -> np.ndarray:
 
     Adding it as a vector would leave the slots behind the outputs without it, and the next `mm` reads those too.
     """
-    outputs, inputs = affine.weight.shape
+    outputs, inputs = affine.weights[0].shape
     matrix = np.zeros((inputs + 1, outputs + 1))
-    matrix[:inputs, :outputs] = affine.weight.T
+    matrix[:inputs, :outputs] = affine.weights[0].toarray().T
     matrix[inputs] = [*affine.bias, 1.0]
     return matrix
 
@@ -56,13 +64,14 @@ class NaiveOwner:
         if job.model_privacy != "plain":
             raise BackendError("ckks:naive computes on a plain model; use --model-privacy plain")
         blocks = from_network(job.network, job.calibration)
-        bits = _bits(len(blocks.affines))
+        affines = blocks.chain()
+        bits = _bits(len(affines))
         ring_dimension = _ring_dimension(bits)
         built = _context(bits).seal_context().data.key_context_data().parms().coeff_modulus()
         description = describe(context_of(ring_dimension, bits), list(built))
         security_entry = security.ckks(description)
         buffer = io.BytesIO()
-        matrices = [_with_bias(affine) for affine in blocks.affines]
+        matrices = [_with_bias(affine) for affine in affines]
         matrices[-1] = matrices[-1][:, :-1]
         arrays = {f"w{index}": matrix for index, matrix in enumerate(matrices)}
         np.savez_compressed(buffer, **arrays)
@@ -73,7 +82,7 @@ class NaiveOwner:
             parameters=description
             | {"input_scale_bits": SCALE_BITS, "rotation_keys": 2 * int(math.log2(ring_dimension))},
             security=security_entry,
-            notes={"layout": ["vector", *(f"mm {a.weight.shape[1]} → {a.weight.shape[0]}" for a in blocks.affines)]},
+            notes={"layout": ["vector", *(f"mm {a.weights[0].shape[1]} → {a.weights[0].shape[0]}" for a in affines)]},
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tenseal.sealapi as seal
 
-from backends.api import BackendError, MessageError
+from backends.api import MessageError
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
@@ -72,6 +72,16 @@ def _load(make: Callable[[], Any], context: Any, data: bytes) -> Any:
         except (RuntimeError, ValueError) as error:
             raise MessageError(f"SEAL cannot read this message: {error}") from error
     return value
+
+
+@contextmanager
+def _scale_of(a: Any, b: Any) -> Iterator[None]:
+    """Scales that are equal up to rounding of floats, which SEAL would take for a mistake: b borrows that of a."""
+    own, b.scale = b.scale, a.scale
+    try:
+        yield
+    finally:
+        b.scale = own
 
 
 class SealClient:
@@ -158,15 +168,16 @@ class SealEvaluator:
         return plain
 
     def add(self, a: Cipher, b: Cipher) -> Cipher:
-        b.scale = a.scale  # equal up to rounding of floats, which SEAL would take for a mistake
-        return self._new(self._evaluator.add, a, b)
+        with _scale_of(a, b):
+            return self._new(self._evaluator.add, a, b)
 
     def sub(self, a: Cipher, b: Cipher) -> Cipher:
-        return self._new(self._evaluator.sub, a, b)
+        with _scale_of(a, b):
+            return self._new(self._evaluator.sub, a, b)
 
     def add_plain(self, a: Cipher, p: Plain) -> Cipher:
-        p.scale = a.scale  # as in `add`
-        return self._new(self._evaluator.add_plain, a, p)
+        with _scale_of(a, p):
+            return self._new(self._evaluator.add_plain, a, p)
 
     def dot(self, ciphers: Sequence[Cipher], plains: Sequence[Plain]) -> Cipher:
         evaluator, product = self._evaluator, seal.Ciphertext()
@@ -201,8 +212,9 @@ class SealEvaluator:
             else:
                 evaluator.multiply_plain(cipher, plain, product)
                 evaluator.add_inplace(total, product)
-        if total is None:
-            raise BackendError("a unit of the network has no weights: train again")
+        if total is None:  # a unit without weights: as in `encode`
+            encode(1.0 / scale, parms, scale, plain)
+            total = self._new(evaluator.multiply_plain, ciphers[0], plain)
         return total
 
     def square(self, a: Cipher) -> Cipher:
@@ -213,6 +225,11 @@ class SealEvaluator:
 
     def rescale(self, a: Cipher) -> Cipher:
         return self._new(self._evaluator.rescale_to_next, a)
+
+    def mod_switch(self, a: Cipher, primes: int) -> Cipher:
+        for _ in range(primes):
+            a = self._new(self._evaluator.mod_switch_to_next, a)
+        return a
 
     def conjugate(self, a: Cipher) -> Cipher:
         return self._new(self._evaluator.complex_conjugate, a, self._galois)

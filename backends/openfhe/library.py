@@ -220,6 +220,9 @@ class OpenfheEvaluator:
         a.SetNoiseScaleDeg(1)
         return _unscaled(result)
 
+    def mod_switch(self, a: Cipher, primes: int) -> Cipher:
+        return _unscaled(self._context.Compress(a, len(a.GetElements()[0].GetAllElements()) - primes))
+
     def conjugate(self, a: Cipher) -> Cipher:
         return self._context.EvalAutomorphism(a, 2 * self._parameters.ring_dimension - 1, self._conjugation)
 

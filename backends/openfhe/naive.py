@@ -38,10 +38,11 @@ class NaiveOwner:
         if job.model_privacy != "plain":
             raise BackendError("openfhe:naive computes on a plain model; use --model-privacy plain")
         blocks = from_network(job.network, job.calibration)
-        depth = 2 * len(blocks.affines) - 1
-        slots = max(power_of_two(n) for affine in blocks.affines for n in affine.weight.shape)
+        affines = blocks.chain()
+        depth = 2 * len(affines) - 1
+        slots = max(power_of_two(n) for affine in affines for n in affine.weights[0].shape)
         rotations, layers = set[int](), []
-        for affine in blocks.affines:
+        for affine in affines:
             diagonals, folds = _diagonals(affine, slots)
             rotations |= {*range(1, len(diagonals)), *folds}
             layers.append(
@@ -53,7 +54,7 @@ class NaiveOwner:
         common = {"depth": depth, "slots": slots}
         client = common | {
             "rotations": sorted(rotations),
-            "outputs": len(blocks.affines[-1].bias),
+            "outputs": len(affines[-1].bias),
             "output_scale": blocks.output_scale,
         }
         buffer = io.BytesIO()
@@ -78,10 +79,10 @@ class NaiveOwner:
 
 def _diagonals(affine: Affine, slots: int) -> tuple[np.ndarray, list[int]]:
     """Diagonal e holds W[t mod R, (t + e) mod slots]; folds by multiples of R complete the rows."""
-    outputs, inputs = affine.weight.shape
+    outputs, inputs = affine.weights[0].shape
     rows = power_of_two(outputs)
     weight = np.zeros((rows, slots))
-    weight[:outputs, :inputs] = affine.weight
+    weight[:outputs, :inputs] = affine.weights[0].toarray()
     if 2 * inputs <= slots:  # the input repeats, so that each column is met slots / period times
         period = power_of_two(inputs)
         weight = np.tile(weight[:, :period], slots // period) * (period / slots)

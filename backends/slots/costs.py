@@ -17,60 +17,84 @@ from pathlib import Path
 import numpy as np
 
 from backends.slots.library import KeyRequest, Library, Parameters
-from backends.slots.plan import Packed, Plan, Scalar
+from backends.slots.plan import Carry, Kernel, Packed, Plan, Product, Scalar, Step
 
 REFERENCE_RING_DIMENSION = 8192
 MEASURED_PRIMES = (1, 2, 3, 4, 5)
+LIKE = {"mod_switch": "add"}  # not measured: it copies what an addition reads
 
 
-def affine_operations(step: Packed | Scalar, encrypted: bool = False) -> Counter[str]:
-    """The primitives of one affine map; `encrypted`: with ciphertexts as weights.
+def kernel_operations(kernel: Kernel, encrypted: bool = False) -> Counter[str]:
+    """The primitives of one kernel; `encrypted`: with ciphertexts as weights.
 
     ``rotate_many`` and ``rotate_sum`` are split into what a call costs once, for each ciphertext and for each step,
     because hoisting shares the first two.
     """
     count: Counter[str] = Counter()
-    if isinstance(step, Packed):
-        babies: Counter[int] = Counter(i for i, b in {(t.input, t.baby) for t in step.terms} if b)
-        count["rotate_many_call"] += len(babies)
-        count["rotate_many_step"] += sum(babies.values())
-        count["multiply" if encrypted else "multiply_plain"] += len(step.terms)
-        for output in range(step.outputs):
-            giants = {t.giant for t in step.terms if t.output == output}
-            count["relinearise"] += len(giants) * encrypted
-            count["add"] += sum(t.output == output for t in step.terms) - len(giants)
-            _rotate_sum(count, inputs=len(giants - {0}), steps=len(giants - {0}), adds=len(giants) - 1)
-            for fold in step.folds:
-                _rotate_sum(count, inputs=1, steps=len(fold), adds=len(fold))
-        outputs = step.outputs
-    else:
-        halves, products = 1 if step.split else 2, np.count_nonzero(step.weight)
-        outputs = len(step.weight) * halves
-        count["multiply_scalar"] += products * halves
-        count["add"] += products * halves - outputs
-    count["add" if encrypted else "add_plain"] += outputs
-    if step.conjugates:
-        count["conjugate"] += outputs
-        count["add"] += outputs * (1 if isinstance(step, Packed) else 2)
+    babies: Counter[int] = Counter(i for i, b in {(t.input, t.baby) for t in kernel.terms} if b)
+    giants = {t.giant for t in kernel.terms}
+    count["rotate_many_call"] += len(babies)
+    count["rotate_many_step"] += sum(babies.values())
+    count["multiply" if encrypted else "multiply_plain"] += len(kernel.terms)
+    count["relinearise"] += len(giants) * encrypted
+    count["add"] += len(kernel.terms) - len(giants)
+    _rotate_sum(count, inputs=len(giants - {0}), steps=len(giants - {0}), adds=len(giants) - 1)
+    for fold in kernel.folds:
+        _rotate_sum(count, inputs=1, steps=len(fold), adds=len(fold))
+    if kernel.real_part:
+        count["conjugate"] += 1
+        count["add"] += 1
     return count
 
 
-def square_operations(ciphertexts: int, parameters: Parameters) -> Counter[str]:
-    """All at the level from which the squaring rescales."""
+def _affine_operations(step: Packed | Scalar, encrypted: bool, paired: bool) -> Counter[str]:
+    if isinstance(step, Packed):
+        count = sum((kernel_operations(kernel, encrypted) for kernel in step.kernels), Counter())
+        count["add"] += len(step.kernels) - 1
+        count["add" if encrypted else "add_plain"] += 1
+        return count
+    halves = 2 if paired and not step.split else 1
+    products = sum(map(np.count_nonzero, step.weights))
+    outputs = len(step.bias) * halves
+    count = Counter(multiply_scalar=products * halves, add=products * halves - outputs, add_plain=outputs)
+    if step.split:
+        count["conjugate"] += outputs
+        count["add"] += 2 * outputs
+    return count
+
+
+def product_operations(ciphertexts: int, parameters: Parameters, square: bool = True) -> Counter[str]:
+    """All at the level from which the product rescales."""
     rescale = ciphertexts * parameters.primes_per_square
-    return Counter(square=ciphertexts, relinearise=ciphertexts, rescale=rescale)
+    return Counter({"square" if square else "multiply": ciphertexts, "relinearise": ciphertexts, "rescale": rescale})
 
 
 def operations(plan: Plan) -> list[tuple[int, int, Counter[str]]]:
-    """(step, primes of the ciphertexts, primitives); a squaring belongs to the step after it."""
-    counts, parameters = [], plan.parameters
-    for index, step in enumerate(plan.steps):
-        primes = parameters.levels + 1 - plan.level(index)
-        if index:
-            squares = square_operations(_inputs(step), parameters)
-            counts.append((index, primes + parameters.primes_per_square, squares))
-        counts.append((index, primes, affine_operations(step, plan.encrypted)))
+    """(step, primes of the ciphertexts, primitives)."""
+    parameters = plan.parameters
+    counts, sizes = [], [request_ciphertexts(plan)]
+    for value, step in enumerate(plan.steps, 1):
+        work = plan.dropped(value)  # at which the step works: a product rescales afterwards
+        sizes.append(_ciphertexts(step, sizes, plan.input.paired))
+        if isinstance(step, Packed | Scalar):
+            count = _affine_operations(step, plan.encrypted, plan.input.paired)
+        else:
+            work -= parameters.primes_per_square
+            rescale = sizes[-1] * parameters.primes_per_square
+            count = (
+                product_operations(sizes[-1], parameters, step.square)
+                if isinstance(step, Product)
+                else Counter(multiply_scalar=sizes[-1], rescale=rescale)
+            )
+        count["mod_switch"] += sum(sizes[v] for v in set(step.sources) if plan.dropped(v) < work)
+        counts.append((value - 1, parameters.levels + 1 - work, +count))
     return counts
+
+
+def _ciphertexts(step: Step, sizes: list[int], paired: bool) -> int:
+    if isinstance(step, Scalar):
+        return len(step.bias) * (1 + paired)
+    return sizes[step.left] if isinstance(step, Product) else sizes[step.source] if isinstance(step, Carry) else 1
 
 
 def total(plan: Plan) -> Counter[str]:
@@ -87,10 +111,6 @@ def named(counts: Counter[str]) -> dict[str, int]:
     return result
 
 
-def _inputs(step: Packed | Scalar) -> int:
-    return len({t.input for t in step.terms}) if isinstance(step, Packed) else 2 * step.weight.shape[1]
-
-
 def _rotate_sum(count: Counter[str], inputs: int, steps: int, adds: int) -> None:
     if steps:
         count["rotate_sum_call"] += 1
@@ -100,7 +120,9 @@ def _rotate_sum(count: Counter[str], inputs: int, steps: int, adds: int) -> None
 
 
 def request_ciphertexts(plan: Plan) -> int:
-    return plan.steps[0].weight.shape[1] if plan.input.batched else len(plan.input.real)
+    if not plan.input.batched:
+        return len(plan.input.real)
+    return next(w.shape[1] for step in plan.affines for v, w in zip(step.sources, step.weights) if v == 0)
 
 
 def load(folder: Path) -> dict[str, list[float]]:
@@ -114,7 +136,7 @@ def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table
     growth = n * np.log2(n) / (REFERENCE_RING_DIMENSION * np.log2(REFERENCE_RING_DIMENSION))
 
     def cost(primitive: str) -> float:
-        values = table[primitive]
+        values = table[LIKE.get(primitive, primitive)]
         if primes <= len(values):
             return values[primes - 1]
         fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
@@ -129,7 +151,7 @@ def request_ms(ciphertexts: int, parameters: Parameters, table: dict[str, list[f
 
 
 def predict_ms(plan: Plan, table: dict[str, list[float]]) -> list[float]:
-    """Server milliseconds of reading the request, and of each step (with the squaring before it)."""
+    """Server milliseconds of reading the request, and of each step."""
     result = [request_ms(request_ciphertexts(plan), plan.parameters, table)] + [0.0] * len(plan.steps)
     for index, primes, count in operations(plan):
         result[1 + index] += milliseconds(count, primes, plan.parameters, table)

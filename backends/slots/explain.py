@@ -11,7 +11,7 @@ import numpy as np
 from backends.slots import costs, execute
 from backends.slots.blocks import Blocks
 from backends.slots.library import Cipher, Library
-from backends.slots.plan import Plan
+from backends.slots.plan import Carry, Plan, Product
 
 REPETITIONS = 15
 
@@ -58,12 +58,12 @@ def explain(
     primitives = float(np.median([r["primitives_ms"] for r in runs]))
     predicted = costs.predict_ms(plan, table)
     counts = costs.operations(plan)
-    layers = [{"layer": "request", "layout": plan.input.kind, "level": 0, "operations": {}}]
-    for level, step in enumerate(plan.steps):
-        used = sum((count for step, _, count in counts if step == level), Counter())
-        layers.append(
-            {"layer": f"affine {level + 1}", "layout": step.kind, "level": level, "operations": costs.named(used)}
-        )
+    layers = [{"layer": "request", "reads": "", "layout": plan.input.kind, "level": 0, "operations": {}}]
+    names = _names(plan)
+    for value, (step, (_, _, used)) in enumerate(zip(plan.steps, counts), 1):
+        reads = ", ".join(names[source] for source in step.sources)
+        about = {"layer": names[value], "reads": reads, "layout": step.kind, "level": plan.levels[value]}
+        layers.append(about | {"operations": costs.named(used)})
     for layer, before, now in zip(layers, predicted, measured):
         layer |= {"predicted_ms": float(before), "measured_ms": float(now)}
     inference = float(measured[1:].sum())
@@ -78,6 +78,15 @@ def explain(
     }
 
 
+def _names(plan: Plan) -> list[str]:
+    """Of all values: those of the network, as often as they occur; a product beside its operands has a star."""
+    names = ["request"]
+    for step in plan.steps:
+        name = step.name + {Product: " ×", Carry: " ×1"}.get(type(step), "")
+        names.append(name if name not in names else f"{name} ({sum(n.startswith(name) for n in names) + 1})")
+    return names
+
+
 def _run(
     plan: Plan, blocks: Blocks, program: execute.Program, client: Any, evaluator: Timed, images: np.ndarray
 ) -> dict[str, Any]:
@@ -87,12 +96,13 @@ def _run(
     ciphers: list[Cipher] = [evaluator.deserialise(part) for part in request]
     layers_ms.append(1e3 * (time.perf_counter() - start))
     evaluator.seconds.clear()
-    for level in range(len(plan.steps)):
+    values = {0: ciphers}
+    for index in range(len(plan.steps)):
         start = time.perf_counter()
-        ciphers = program.step(level, ciphers)
+        program.step(index, values)
         layers_ms.append(1e3 * (time.perf_counter() - start))
     primitives_ms = 1e3 * sum(evaluator.seconds.values())
-    ciphers = [client.deserialise(evaluator.serialise(cipher)) for cipher in ciphers]
+    ciphers = [client.deserialise(evaluator.serialise(cipher)) for cipher in values[len(plan.steps)]]
     logits = execute.decrypt(plan, client, ciphers, program.scales[-1], len(images))
     error = float(np.abs(logits - blocks.forward(images)).max())
     return {"layers_ms": layers_ms, "primitives_ms": primitives_ms, "error": error}

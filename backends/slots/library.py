@@ -21,9 +21,10 @@ Cipher = Any
 class Parameters:
     """Moduli and scales of one plan, in bits.
 
-    ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of squarings.
-    rescale_bits: of each prime that rescaling drops, `primes_per_square` for each squaring. special_bits: the
-    key-switching prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: one for each affine map.
+    ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of products, one
+    behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product. special_bits:
+    the key-switching prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of
+    each level.
     """
 
     ring_dimension: int
@@ -114,6 +115,9 @@ class Evaluator(Protocol):
     def relinearise(self, a: Cipher) -> Cipher: ...
 
     def rescale(self, a: Cipher) -> Cipher: ...
+
+    def mod_switch(self, a: Cipher, primes: int) -> Cipher:
+        """Drops so many primes; value and scale stay."""
 
     def conjugate(self, a: Cipher) -> Cipher: ...
 

@@ -14,14 +14,16 @@ convolutional neural networks on FHE using multiplexed parallel convolutions", I
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from backends.slots.blocks import Affine
-from backends.slots.plan import Input, Packed, Scalar, Term
+from backends.slots import plan
+from backends.slots.blocks import Affine, Blocks, Carry, Matrix, Product
+from backends.slots.plan import Input, Kernel, Scalar, Term
 
 MAX_OFFSETS = 1024  # of one layer; beyond it no plan is worth its rotations
 
@@ -80,24 +82,28 @@ def layouts(shape: tuple[int, ...], before: Layout | None = None, shape_before: 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to evaluate a layer. Its step has no diagonals yet: `complete` computes them for the way that is chosen."""
+    """A way to evaluate an affine map of one value. Its kernel has no diagonals yet: `complete` computes them for the way
+    that is chosen.
 
-    step: Packed
+    place: puts the outputs' biases where the outputs stand, (slots,).
+    """
+
+    kernel: Kernel
     diagonals: Callable[[], np.ndarray]
+    place: Callable[[np.ndarray], np.ndarray]
     request: Input | None = None  # of a first layer
     output_slots: tuple[tuple[int, ...], ...] = ()  # of a last layer, see `Plan`
 
-    def complete(self) -> Packed:
-        """Without the products whose weights are all zero."""
+    def complete(self, source: int) -> Kernel:
+        """Reading this value, without the products whose weights are all zero."""
         diagonals = self.diagonals()
         used = np.flatnonzero(diagonals.any(axis=1))
-        terms = (self.step.terms[i] for i in used.tolist())
+        terms = (self.kernel.terms[i] for i in used.tolist())
         terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(terms))
-        return dataclasses.replace(self.step, terms=terms, diagonals=diagonals[used])
+        return dataclasses.replace(self.kernel, source=source, terms=terms, diagonals=diagonals[used])
 
 
 def _candidate(
-    affine: Affine,
     target: Layout,
     offsets: list[tuple[int, int]],
     vector: Callable[[int, int], np.ndarray],
@@ -108,16 +114,20 @@ def _candidate(
     real_part: bool = False,
 ) -> Candidate:
     """offsets: (ciphertext, offset); vector: the diagonal of each. An offset is giant + b with b < baby."""
-    terms = tuple(Term(0, c, e % baby, e - e % baby, index) for index, (c, e) in enumerate(offsets))
-    bias = np.zeros(target.period)
-    bias[target.positions] = affine.bias
+    terms = tuple(Term(c, e % baby, e - e % baby, index) for index, (c, e) in enumerate(offsets))
     babies, giants = len({t.baby for t in terms}), len({t.giant for t in terms})
     kind = f"{len(terms)} diagonals ({babies} baby × {giants} giant steps), folds {[len(fold) + 1 for fold in folds]}"
     if target.grid:
         kind += f", to a grid {target.grid.height} × {target.grid.width} step {target.grid.step}"
-    step = Packed(kind, 1, terms, np.zeros((0, slots)), folds, np.tile(bias, slots // target.period)[None], real_part)
+    kernel = Kernel(kind, 0, terms, np.zeros((0, slots)), folds, real_part)
     output_slots = tuple((slot,) for slot in target.positions.tolist())
-    return Candidate(step, lambda: np.array([vector(c, e) for c, e in offsets]), request, output_slots)
+
+    def place(bias: np.ndarray) -> np.ndarray:
+        vector = np.zeros(target.period)
+        vector[target.positions] = bias
+        return np.tile(vector, slots // target.period)
+
+    return Candidate(kernel, lambda: np.array([vector(c, e) for c, e in offsets]), place, request, output_slots)
 
 
 def _powers(n: int) -> list[int]:
@@ -139,12 +149,12 @@ def _folds(stride: int, period: int, radix: int) -> tuple[tuple[int, ...], ...]:
 
 def first_layer(affine: Affine, target: Layout, slots: int, radices: tuple[int, ...]) -> Iterator[Candidate]:
     """All candidates: rotated copies of chunks of the image, or the windows of a convolution; real or complex input."""
-    rows, inputs = target.period, affine.weight.shape[1]
+    rows, inputs = target.period, affine.weights[0].shape[1]
     if rows > slots:
         return
     # the last column, which index −1 reads, stays zero
     weight = np.zeros((rows, inputs + 1))
-    weight[target.positions, :inputs] = affine.weight
+    weight[target.positions, :inputs] = affine.weights[0].toarray()
     for is_complex in (False, True):
         values = 2 if is_complex else 1
         if affine.terms < inputs:
@@ -172,7 +182,7 @@ def _copies(
     radices: tuple[int, ...],
 ) -> Iterator[Candidate]:
     """Each ciphertext holds `width` values in copies, block b rotated by b·D."""
-    inputs, rows = affine.weight.shape[1], target.period
+    inputs, rows = affine.weights[0].shape[1], target.period
     blocks = rows // offsets  # distinct blocks of `width` slots; the whole repeats after blocks · width
     t = np.arange(slots)
     content = (t + offsets * (t // width % blocks)) % width
@@ -190,7 +200,7 @@ def _copies(
     )
     for baby, radix in product(_powers(offsets), radices):
         folds = _folds(rows, blocks * width, radix)
-        yield _candidate(affine, target, used, vector, baby, folds, slots, request, is_complex)
+        yield _candidate(target, used, vector, baby, folds, slots, request, is_complex)
 
 
 def _windows(
@@ -225,7 +235,7 @@ def _windows(
         for radix in radices if blocks > 1 else radices[:1]:
             folds = _folds(rows, rows * blocks, radix)
             offsets = [(chunk, 0) for chunk in range(chunks)]
-            yield _candidate(affine, target, offsets, vector, 1, folds, slots, request, is_complex)
+            yield _candidate(target, offsets, vector, 1, folds, slots, request, is_complex)
 
 
 def _diagonal(weight: np.ndarray, real: np.ndarray, imaginary: np.ndarray | None) -> np.ndarray:
@@ -237,23 +247,31 @@ def _diagonal(weight: np.ndarray, real: np.ndarray, imaginary: np.ndarray | None
     return (weight[rows, real] - 1j * weight[rows, imaginary]) / 2
 
 
+def laid_out(source: Layout, slots: int) -> Input:
+    """An image in this layout, in all its periods: one ciphertext, from which any map can start."""
+    place = np.full(source.period, -1, np.int32)
+    place[source.positions] = np.arange(len(source.positions))
+    real = np.tile(place, slots // source.period)[None]
+    return Input(f"1 × {len(source.positions)} values", False, real, np.full_like(real, -1))
+
+
 # -- later layers: the input has a layout -------------------------------------------------------------------------------
 
 
 def middle_layer(
-    affine: Affine, source: Layout, target: Layout, slots: int, radices: tuple[int, ...]
+    matrix: Matrix, source: Layout, target: Layout, slots: int, radices: tuple[int, ...]
 ) -> Iterator[Candidate]:
     """From the layout of the inputs to that of the outputs."""
     rows, period = target.period, source.period
-    if rows > slots:
+    if max(rows, period) > slots:
         return
     reach = min(rows, period)
-    outputs, inputs = np.nonzero(affine.weight)
+    outputs, inputs = matrix.nonzero()
     offsets = np.unique((source.positions[inputs] - target.positions[outputs]) % reach).tolist() or [0]
     if len(offsets) > MAX_OFFSETS:
         return
     weight = np.zeros((rows, period))
-    weight[np.ix_(target.positions, source.positions)] = affine.weight
+    weight[target.positions[outputs], source.positions[inputs]] = np.asarray(matrix[outputs, inputs]).reshape(-1)
     t = np.arange(slots)
 
     def vector(_: int, e: int) -> np.ndarray:
@@ -261,49 +279,80 @@ def middle_layer(
 
     used = [(0, e) for e in offsets]
     for baby, radix in product(_powers(reach), radices if rows < period else radices[:1]):
-        yield _candidate(affine, target, used, vector, baby, _folds(rows, period, radix), slots)
+        yield _candidate(target, used, vector, baby, _folds(rows, period, radix), slots)
 
 
 def last_layer(
-    affine: Affine, source: Layout, slots: int, radices: tuple[int, ...], client_adds: bool = True
+    matrix: Matrix, source: Layout, slots: int, radices: tuple[int, ...], client_adds: bool = True
 ) -> Iterator[Candidate]:
     """Besides `middle_layer`: one product, row r in block r of the period. The client adds up the slots of a block, or
     the server does so, into its first slot."""
-    outputs, period = len(affine.weight), source.period
-    yield from middle_layer(affine, source, compact(outputs), slots, radices)
+    outputs, period = matrix.shape[0], source.period
+    yield from middle_layer(matrix, source, compact(outputs), slots, radices)
     if outputs * period > slots:
         return
 
     def diagonals() -> np.ndarray:
         vector = np.zeros((slots // period, period))
-        vector[:outputs, source.positions] = affine.weight
+        vector[:outputs, source.positions] = matrix.toarray()
         return vector.reshape(1, slots)
 
-    bias = np.zeros((slots // period, period))
-    bias[:outputs, 0] = affine.bias
+    def place(bias: np.ndarray) -> np.ndarray:
+        vector = np.zeros((slots // period, period))
+        vector[:outputs, 0] = bias
+        return vector.reshape(slots)
+
     for folds in [()] if client_adds else [_folds(1, period, radix) for radix in radices]:
         kind = f"row by block, {'added up by the client' if client_adds else f'folds {[len(f) + 1 for f in folds]}'}"
-        step = Packed(kind, 1, (Term(0, 0, 0, 0, 0),), np.zeros((0, slots)), folds, bias.reshape(1, slots))
+        kernel = Kernel(kind, 0, (Term(0, 0, 0, 0),), np.zeros((0, slots)), folds)
         added = source.positions.tolist() if client_adds else [0]
         output_slots = tuple(tuple(row * period + slot for slot in added) for row in range(outputs))
-        yield Candidate(step, diagonals, output_slots=output_slots)
+        yield Candidate(kernel, diagonals, place, output_slots=output_slots)
 
 
 # -- one image in each slot ---------------------------------------------------------------------------------------------
 
 
-def batched(affines: tuple[Affine, ...]) -> tuple[Input, tuple[Scalar, ...]]:
-    """Image-in-slot packing (CryptoNets, 2016), two images a slot: no rotation at all."""
-    steps = []
-    for index, affine in enumerate(affines):
-        factor = 0.5 if index == 0 else 1.0
-        steps.append(
-            Scalar(
-                f"{affine.weight.shape[1]} → {affine.weight.shape[0]}, {np.count_nonzero(affine.weight)} scalar products",
-                affine.weight * factor,
-                affine.bias,
-                split=index == 0,
-                second_sign=-1.0 if index == 1 else 1.0,
-            )
-        )
-    return Input(f"{affines[0].weight.shape[1]} ciphertexts, two images a slot", batched=True), tuple(steps)
+def batched(network: Blocks) -> tuple[Input, tuple[plan.Step, ...]]:
+    """Image-in-slot packing (CryptoNets, 2016): no rotation at all. Two images a slot where no affine map reads the image
+    beside products, or products of which one half is real and the other imaginary."""
+    inputs = math.prod(network.shape)
+    for paired in (True, False):
+        try:
+            steps = _scalar_steps(network, paired)
+        except _Unpaired:
+            continue
+        kind = f"{inputs} ciphertexts, {'two images' if paired else 'one image'} a slot"
+        return Input(kind, batched=True, paired=paired), steps
+    raise AssertionError("without pairs there is always a way")
+
+
+class _Unpaired(Exception):
+    """A network cannot keep a second image in the imaginary parts."""
+
+
+def _scalar_steps(network: Blocks, paired: bool) -> tuple[plan.Step, ...]:
+    """The second half of the ciphertexts of a value is that of the second images times a factor, 1, −1 or i."""
+    factors: list[complex] = [1.0]
+    steps: list[plan.Step] = []
+    for step in network.steps:
+        if isinstance(step, Product):
+            factors.append(factors[step.left] * factors[step.right])
+            steps.append(plan.Product(step.name, step.left, step.right))
+        elif isinstance(step, Carry):
+            factors.append(factors[step.source])
+            steps.append(plan.Carry(step.name, step.source))
+        else:
+            split = paired and 0 in step.inputs
+            of = [factors[value] for value in step.inputs]
+            if (split and len(step.inputs) > 1) or any(np.imag(factor) for factor in of):
+                raise _Unpaired
+            factors.append(1j if split else 1.0)
+            weights = [weight.toarray() * (0.5 if split else 1.0) for weight in step.weights]
+            shapes = " and ".join(str(weight.shape[1]) for weight in weights)
+            kind = f"{shapes} → {len(step.bias)}, {sum(map(np.count_nonzero, weights))} scalar products"
+            signs = tuple(float(np.real(factor)) for factor in of)
+            steps.append(Scalar(step.name, kind, step.inputs, tuple(weights), step.bias, split, signs))
+    if np.imag(factors[-1]):
+        raise _Unpaired  # the logits themselves
+    return tuple(steps)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -15,11 +14,12 @@ import numpy as np
 from backends import security
 from backends.api import BackendError
 from backends.slots import costs, packing
-from backends.slots.blocks import Blocks
+from backends.slots import plan as plans
+from backends.slots.blocks import Affine, Blocks, Product, Step, operands
 from backends.slots.execute import Program, decrypt, encrypt
 from backends.slots.library import Library, Parameters
 from backends.slots.packing import Candidate, Layout
-from backends.slots.plan import Plan
+from backends.slots.plan import Input, Packed, Plan
 from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 
 Objective = Literal["server", "upload", "memory"]
@@ -50,8 +50,7 @@ def plan(
 
     calibration: (n, inputs) flattened images, on which the error is simulated. client_adds: whether the client may add up
     the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
-    model too; then every scenario gets one image a request. Raises BackendError if no ring dimension up to 32768 holds
-    the network.
+    model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
     best, best_ms, rotates = None, math.inf, False
     for ring_dimension, primes, rotate_fresh in product(RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)):
@@ -60,7 +59,7 @@ def plan(
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
         batched = scenario == "offline" and not encrypted
-        terms = [affine.terms for affine in blocks.affines]
+        terms = blocks.terms()
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
         precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest)
         if batched:
@@ -77,7 +76,7 @@ def plan(
                 hoisting=hoisting,
                 encrypted=encrypted,
             )
-        rotates = layout is not None and not batched and any(term.baby for term in layout.steps[0].terms)
+        rotates = layout is not None and not batched and _rotates_request(layout)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
@@ -86,26 +85,34 @@ def plan(
     if best:
         return best
     raise BackendError(
-        f"no parameters up to ring dimension {RING_DIMENSIONS[-1]} hold {len(blocks.affines)} affine layers at 128 bits "
-        "with enough precision; use a shallower network"
+        f"no parameters up to ring dimension {RING_DIMENSIONS[-1]} hold {blocks.depth} products, one behind another, at 128 "
+        "bits with enough precision; use a shallower network"
     )
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------
 
 
+def _rotates_request(layout: Plan) -> bool:
+    kernels = (kernel for step in layout.steps if isinstance(step, Packed) for kernel in step.kernels)
+    return any(term.baby for kernel in kernels if kernel.source == 0 for term in kernel.terms)
+
+
 def _batched(blocks: Blocks, precision: Precision) -> Plan:
-    request, steps = packing.batched(blocks.affines)
+    request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-    return Plan(parameters, request, steps, (), blocks.output_scale)  # each logit has a ciphertext of its own
+    return Plan(parameters, request, steps, blocks.levels, (), blocks.output_scale)  # each logit has its own ciphertext
+
+
+Chosen = dict[tuple[int, int], Candidate]  # (affine value, which of its inputs) → the way it is evaluated
 
 
 @dataclass(frozen=True)
 class _Tail:
-    """The cheapest candidates for a layer and all after it."""
+    """The cheapest candidates for a group of values and all after it."""
 
     ms: float
-    candidates: tuple[Candidate, ...]
+    candidates: Chosen
 
 
 def packed(
@@ -119,71 +126,183 @@ def packed(
     hoisting: bool = False,
     encrypted: bool = False,
 ) -> Plan | None:
-    """The cheapest layouts for these parameters: dynamic programming over those between layers; the objective chooses the
-    first layer, with what it asks of the client. rotate_fresh: whether ciphertexts of the request may be rotated before
-    their products, where their scale is small and the noise of key switching counts most. None if a layer does not fit
-    into the slots."""
-    affines, radices = blocks.affines, (2, 4, 8) if hoisting else (2,)
-    slots, tails = parameters.slots, dict[tuple, _Tail | None]()
-
-    def ms(index: int, candidate: Candidate) -> float:
-        """Of the step, and of the squaring before it."""
-        primes = parameters.levels + 1 - index * parameters.primes_per_square
-        total = costs.milliseconds(costs.affine_operations(candidate.step, encrypted), primes, parameters, table)
-        if index:
-            squares = costs.square_operations(1, parameters)
-            total += costs.milliseconds(squares, primes + parameters.primes_per_square, parameters, table)
-        return total
-
-    def tail(index: int, source: Layout) -> _Tail | None:
-        key = index, source.period, source.grid
-        if key not in tails:
-            tails[key] = cheapest(index, source)
-        return tails[key]
-
-    def cheapest(index: int, source: Layout) -> _Tail | None:
-        affine = affines[index]
-        if index == len(affines) - 1:
-            candidates = packing.last_layer(affine, source, slots, radices, client_adds)
-            return min((_Tail(ms(index, c), (c,)) for c in candidates), key=lambda t: t.ms, default=None)
-        options = []
-        for target in packing.layouts(affine.shape or affine.bias.shape, source, affines[index - 1].shape):
-            candidates = list(packing.middle_layer(affine, source, target, slots, radices))
-            rest = tail(index + 1, target) if candidates else None
-            if rest:
-                best = min(candidates, key=partial(ms, index))
-                options.append(_Tail(ms(index, best) + rest.ms, (best, *rest.candidates)))
-        return min(options, key=lambda option: option.ms, default=None)
-
-    options: list[tuple[tuple[float, ...], tuple[Candidate, ...]]] = []
-    last = len(affines) == 1
-    for target in packing.layouts(affines[0].bias.shape if last else affines[0].shape or affines[0].bias.shape):
-        rest = _Tail(0.0, ()) if last else tail(1, target)
-        if rest is None:
-            continue
-        for first in packing.first_layer(affines[0], target, slots, radices):
-            if not rotate_fresh and any(term.baby for term in first.step.terms):
-                continue
-            chosen = (first, *rest.candidates)
-            ciphertexts = len(first.request.real)
-            server_ms = costs.request_ms(ciphertexts, parameters, table) + ms(0, first) + rest.ms
-            options.append(((*_priority(objective, chosen, ciphertexts, parameters), server_ms), chosen))
+    """The cheapest layouts for these parameters: dynamic programming over those of the values; the objective chooses what
+    the client packs. rotate_fresh: whether ciphertexts of the request may be rotated before their products, where their
+    scale is small and the noise of key switching counts most. None if a layer does not fit into the slots."""
+    search = _Layouts(blocks, parameters, table, client_adds, (2, 4, 8) if hoisting else (2,), encrypted)
+    options: list[tuple[tuple[float, ...], Chosen, Input]] = []
+    for chosen, request, ms in search.requests(rotate_fresh):
+        ciphertexts = len(request.real)
+        server_ms = costs.request_ms(ciphertexts, parameters, table) + ms
+        options.append(((*_priority(objective, chosen, ciphertexts, parameters), server_ms), chosen, request))
     if not options:
         return None
-    _, chosen = min(options, key=lambda option: option[0])
-    steps = tuple(candidate.complete() for candidate in chosen)
-    return Plan(parameters, chosen[0].request, steps, chosen[-1].output_slots, blocks.output_scale, encrypted)
+    _, chosen, request = min(options, key=lambda option: option[0])
+    last = chosen[len(blocks.steps), 0]
+    steps = tuple(_step(value, step, chosen) for value, step in enumerate(blocks.steps, 1))
+    return Plan(parameters, request, steps, blocks.levels, last.output_slots, blocks.output_scale, encrypted)
 
 
-def _priority(
-    objective: Objective, chosen: Sequence[Candidate], ciphertexts: int, parameters: Parameters
-) -> tuple[float, ...]:
+def _step(value: int, step: Step, chosen: Chosen) -> plans.Step:
+    match step:
+        case Affine():
+            kernels = tuple(chosen[value, k].complete(source) for k, source in enumerate(step.inputs))
+            return Packed(step.name, kernels, chosen[value, 0].place(step.bias))
+        case Product():
+            return plans.Product(step.name, step.left, step.right)
+    return plans.Carry(step.name, step.source)
+
+
+class _Layouts:
+    """Values that are multiplied stand in one layout: they and their product are a group. A layout is chosen for one group
+    after another; what is kept of the choices before is the layouts that later maps still read or write."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        parameters: Parameters,
+        table: dict[str, list[float]],
+        client_adds: bool,
+        radices: tuple[int, ...],
+        encrypted: bool,
+    ) -> None:
+        self._blocks, self._parameters, self._table = blocks, parameters, table
+        self._client_adds, self._radices, self._encrypted = client_adds, radices, encrypted
+        self._last = len(blocks.steps)
+        self._group = _groups(blocks.steps)
+        self._count = max(self._group) + 1
+        readers = [v for v, step in enumerate(blocks.steps, 1) if isinstance(step, Affine) and 0 in step.inputs]
+        self._first = readers[0] if len(readers) == 1 and len(blocks.steps[readers[0] - 1].inputs) == 1 else 0
+        # the maps that can be planned once the group has its layout; the one that the client packs for is planned apart
+        self._due: list[list[int]] = [[] for _ in range(self._count)]
+        for value, step in enumerate(blocks.steps, 1):
+            if isinstance(step, Affine) and value != self._first:
+                self._due[max(self._group[v] for v in (value, *step.inputs))].append(value)
+        self._tails: dict[tuple, _Tail | None] = {}
+
+    def requests(self, rotate_fresh: bool) -> Iterator[tuple[Chosen, Input, float]]:
+        """Ways to evaluate the whole network, what the client packs for each, and the milliseconds of the server."""
+        slots, radices = self._parameters.slots, self._radices
+        if not self._first:  # several maps read the image, from one layout
+            for source in packing.layouts(self._blocks.shape):
+                rest = self._tail(1, {0: source}) if rotate_fresh and source.period <= slots else None
+                if rest:
+                    yield rest.candidates, packing.laid_out(source, slots), rest.ms
+            return
+        affine = self._blocks.steps[self._first - 1]
+        group = self._group[self._first]
+        for target in self._targets(group, {}):
+            rest = _Tail(0.0, {}) if self._first == self._last else self._tail(group + 1, {group: target}, group)
+            if rest is None:
+                continue
+            for first in packing.first_layer(affine, target, slots, radices):
+                if rotate_fresh or not any(term.baby for term in first.kernel.terms):
+                    yield (
+                        {(self._first, 0): first} | rest.candidates,
+                        first.request,
+                        self._ms(self._first, first) + rest.ms,
+                    )
+
+    def _ms(self, value: int, candidate: Candidate) -> float:
+        primes = self._parameters.levels + 1 - self._blocks.levels[value] * self._parameters.primes_per_square
+        count = costs.kernel_operations(candidate.kernel, self._encrypted)
+        return costs.milliseconds(count, primes, self._parameters, self._table)
+
+    def _tail(self, group: int, chosen: dict[int, Layout], due: int | None = None) -> _Tail | None:
+        """The cheapest way from this group on. due: a group whose layout is chosen and whose maps are not planned yet."""
+        if due is not None:
+            here = self._planned(due, chosen)
+            rest = self._tail(group, chosen) if here else None
+            return _Tail(here.ms + rest.ms, here.candidates | rest.candidates) if here and rest else None
+        if group == self._count:
+            return _Tail(0.0, {})
+        live = {
+            g: chosen[g]
+            for later in self._due[group:]
+            for value in later
+            for v in (value, *self._blocks.steps[value - 1].inputs)
+            if (g := self._group[v]) in chosen
+        }
+        key = (
+            group,
+            tuple((g, layout.period, layout.grid) for g, layout in sorted(live.items(), key=lambda one: one[0])),
+        )
+        if key not in self._tails:
+            self._tails[key] = self._cheapest(group, live)
+        return self._tails[key]
+
+    def _cheapest(self, group: int, chosen: dict[int, Layout]) -> _Tail | None:
+        options = []
+        for target in self._targets(group, chosen):
+            option = self._tail(group + 1, chosen | {group: target}, due=group)
+            if option:
+                options.append(option)
+        return min(options, key=lambda option: option.ms, default=None)
+
+    def _targets(self, group: int, chosen: dict[int, Layout]) -> list[Layout]:
+        """Layouts for a group, of which one is made by its first map."""
+        value = next(v for v in range(1, self._last + 1) if self._group[v] == group)
+        step = self._blocks.steps[value - 1]
+        source = next((v for v in step.inputs if self._group[v] in chosen), None)
+        if value == self._last and self._first != self._last:
+            return [packing.compact(len(step.bias))]  # a last layer has layouts of its own
+        shape = step.shape or step.bias.shape
+        if source is None:
+            return packing.layouts(step.bias.shape if value == self._last else shape)
+        return packing.layouts(shape, chosen[self._group[source]], self._shape(source))
+
+    def _shape(self, value: int) -> tuple[int, ...]:
+        if value == 0:
+            return self._blocks.shape
+        step = self._blocks.steps[value - 1]
+        return step.shape if isinstance(step, Affine) else self._shape(operands(step)[0])
+
+    def _planned(self, group: int, chosen: dict[int, Layout]) -> _Tail | None:
+        """The maps that are due with this group; None if one does not fit."""
+        total, found = 0.0, {}
+        for value in self._due[group]:
+            step = self._blocks.steps[value - 1]
+            for k, (source, matrix) in enumerate(zip(step.inputs, step.weights)):
+                layouts = chosen[self._group[source]], chosen[self._group[value]]
+                arguments = self._parameters.slots, self._radices
+                if value == self._last and len(step.inputs) == 1:
+                    candidates = packing.last_layer(matrix, layouts[0], *arguments, self._client_adds)
+                else:
+                    candidates = packing.middle_layer(matrix, *layouts, *arguments)
+                priced = ((self._ms(value, c), c) for c in candidates)
+                ms, candidate = min(priced, key=lambda one: one[0], default=(0.0, None))
+                if candidate is None:
+                    return None
+                total += ms
+                found[value, k] = candidate
+        return _Tail(total, found)
+
+
+def _groups(steps: Sequence[Step]) -> list[int]:
+    """The group of each value, numbered by their first values."""
+    root = list(range(len(steps) + 1))
+
+    def find(value: int) -> int:
+        while root[value] != value:
+            value = root[value]
+        return value
+
+    for value, step in enumerate(steps, 1):
+        for operand in operands(step):
+            first, second = sorted((find(operand), find(value)))
+            root[second] = first
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(find(value), len(numbers)) for value in range(len(steps) + 1)]
+
+
+def _priority(objective: Objective, chosen: Chosen, ciphertexts: int, parameters: Parameters) -> tuple[float, ...]:
     """What comes before server time."""
     if objective == "upload":
         return (ciphertexts,)
     if objective == "memory":  # of the server: keys are the largest part, then encoded weights
-        keys = len(set().union(*(c.step.rotations for c in chosen))) + any(c.step.conjugates for c in chosen) + 1
-        return (2 * keys * (parameters.levels + 1) + sum(len(c.step.terms) for c in chosen),)
+        kernels = [candidate.kernel for candidate in chosen.values()]
+        keys = len(set().union(*(k.rotations for k in kernels))) + any(k.real_part for k in kernels) + 1
+        return (2 * keys * (parameters.levels + 1) + sum(len(k.terms) for k in kernels),)
     return ()
 
 
@@ -194,8 +313,9 @@ def _priority(
 class Precision:
     """What the scales depend on besides the bits of precision.
 
-    terms: the largest number of products in an output of each affine map. public_stddevs: of a coefficient of the
-    noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see `Library`.
+    terms: the largest number of products in an output of the affine maps of each level. public_stddevs: of a coefficient of
+    the noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see
+    `Library`.
     """
 
     ring_dimension: int

@@ -86,7 +86,7 @@ class SlotsOwner:
             security=security.ckks(description),
             operations=costs.named(costs.total(plan)),
             notes={
-                "layout": [plan.input.kind, *(step.kind for step in plan.steps)],
+                "layout": [plan.input.kind, *(step.kind for step in plan.affines)],
                 "predicted_server_ms": round(sum(costs.predict_ms(plan, self._costs)), 1),
                 "predicted_logit_error": planner.simulated_error(plan, network, calibration, self._library),
             },
@@ -112,7 +112,7 @@ class SlotsClient:
     def load(self, artifact: bytes) -> None:
         self._plan, self._request = Plan.from_bytes(artifact)
         self._client = self._library.client(self._plan.parameters)
-        self._scale = self._plan.scales(self._library.moduli(self._plan.parameters))[-1]
+        self._scale = self._plan.response_scale(self._library.moduli(self._plan.parameters))
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
@@ -163,7 +163,7 @@ class SlotsServer:
 
     def load_model(self, model: bytes) -> None:
         _, parts = messages.parse(messages.MODEL, self._identity, model)
-        expected = sum(len(step.terms) + step.outputs for step in self._plan.steps)
+        expected = sum(len(step.terms) + 1 for step in self._plan.affines)
         if len(parts) != expected:
             raise MessageError(f"the model of this plan has {expected} ciphertexts, not {len(parts)}")
         weights = map(self._evaluator.deserialise, parts)

@@ -107,6 +107,7 @@ class Simulator:
         return Vector(self._rounded(np.asarray(vector), scale), scale, level)
 
     def add(self, a: Vector, b: Vector) -> Vector:
+        assert abs(a.scale / b.scale - 1) < 1e-9 and a.level == b.level, "a plan adds values of different scales"
         return self._made("add", a.values + b.values, a.scale, a.level)
 
     def sub(self, a: Vector, b: Vector) -> Vector:
@@ -125,6 +126,7 @@ class Simulator:
     def dot_ciphers(self, ciphers: Sequence[Vector], weights: Sequence[Vector]) -> Vector:
         self._count("multiply", len(ciphers))
         self._count("add", len(ciphers) - 1)
+        assert all(c.level == w.level for c, w in zip(ciphers, weights)), "a plan multiplies values of different levels"
         values = sum(c.values * w.values for c, w in zip(ciphers, weights, strict=True))
         return Vector(values, ciphers[0].scale * weights[0].scale, ciphers[0].level)
 
@@ -146,6 +148,9 @@ class Simulator:
         moduli = self.moduli(self._parameters)
         scale = a.scale / moduli[len(moduli) - 1 - a.level]
         return self._made("rescale", self._noisy(a.values, scale, self._rounding), scale, a.level + 1)
+
+    def mod_switch(self, a: Vector, primes: int) -> Vector:
+        return self._made("mod_switch", a.values, a.scale, a.level + primes)
 
     def conjugate(self, a: Vector) -> Vector:
         return self._made("conjugate", self._switched(a).conj(), a.scale, a.level)
