@@ -364,7 +364,7 @@ class _Quantiser:
         return _Sum(node.output, (a, b))
 
     def multiply(self, node: Node) -> _Value:
-        a, b = map(self._quantised, node.inputs)
+        a, b = (self._quantised(name, widest=self._bits.factor) for name in node.inputs)
         name, values = self._emit(Mul(), [(a.name, a.values), (b.name, b.values)], node.output)
         return _Integers(name, a.unit * b.unit, values, a.bits + b.bits)
 
@@ -379,7 +379,8 @@ class _Quantiser:
         if isinstance(value, _Run):
             return self._quantised(name)
         if not isinstance(value, _Integers):
-            value = self._accumulated(value, name, *self._units(value, self._bits.weight, None, 1.0)[:2])
+            unit, terms, _ = self._units(value, self._bits.weight)
+            value = self._accumulated(value, name, unit, terms, fraction=0.0)
             self._values[name] = value
         return value
 
@@ -387,12 +388,13 @@ class _Quantiser:
         value = self._values[name]
         if isinstance(value, _Run):
             return self._quantised(name)
-        return self._accumulated(value, name, *self._units(value, self._bits.output_weight, None, 1.0)[:2])
+        unit, terms, _ = self._units(value, self._bits.output_weight)
+        return self._accumulated(value, name, unit, terms)
 
-    def _quantised(self, name: str, step: float | None = None) -> _Integers:
-        """From a table. step: that the quantiser's must be a power of two away from."""
+    def _quantised(self, name: str, step: float | None = None, widest: int = RESULT) -> _Integers:
+        """From a quantiser. step: that its own must be a power of two away from. widest: bits of what is good enough."""
         value = self._values[name]
-        if isinstance(value, _Integers) and value.quantised and step is None:
+        if isinstance(value, _Integers) and value.quantised and value.bits <= widest and step is None:
             return value
         if (name, step) not in self._tables:
             run = value if isinstance(value, _Run) else _Run(name, ())
@@ -406,24 +408,18 @@ class _Quantiser:
         accumulator = self._values[run.source]
         assert not isinstance(accumulator, _Run)
         low, high = self._ranges[run.source]
-        alone = len(self._readers[run.source]) == 1
-        middle = (low + high) / 2 if alone else np.zeros(len(low))
-        divisor = self._divisor(accumulator, low, high) if alone else 1.0
-        reach = np.max(np.maximum(high - middle, middle - low) / np.abs(divisor))
-        bits = self._bits.accumulator
+        middle, divisor, bits = (low + high) / 2, self._divisor(accumulator, low, high), self._bits.accumulator
+        reach = np.max((high - low) / 2 / np.abs(divisor))
         least = self._margin * max(float(reach), 1e-9) / (2 ** (bits - 1) - 0.5)
-        unit, terms, rounding = self._units(accumulator, self._bits.weight, least, divisor)
-        total = self._accumulated(
-            accumulator, run.source, unit, terms, divisor, middle / divisor, rounded=rounding is not None
-        )
-        x = (total.name, total.values)
-        if rounding is not None:
-            x = self._emit(Quantise(rounding, bits, signed=True), [x], f"{run.source} rounded")
-            self.rounded.append(self._nodes[-1])
-        if np.any(middle) or np.ndim(divisor):
-            x = self._emit(
-                Polynomial(np.stack([middle, np.broadcast_to(divisor, len(low))])), [x], f"{run.source} restored"
-            )
+        unit, terms, step = self._units(accumulator, self._bits.weight, divisor, least)
+        total = self._accumulated(accumulator, run.source, unit, terms, divisor, middle / divisor, fraction=0.25)
+        x = self._emit(Quantise(step, bits, signed=True), [(total.name, total.values)], f"{run.source} rounded")
+        self.rounded.append(self._nodes[-1])
+        real = self._real[run.source]
+        axes, ones = (0, *range(2, real.ndim)), (-1, *[1] * (real.ndim - 2))
+        middle = (real - x[1] * np.reshape(divisor, ones)).mean(axes)  # what rounding does to the mean is taken back
+        restore = Polynomial(np.stack([middle, np.broadcast_to(divisor, len(low))]))
+        x = self._emit(restore, [x], f"{run.source} restored")
         for operator in run.operators:
             x = self._emit(operator, [x], name)
         return x
@@ -472,28 +468,28 @@ class _Quantiser:
     # -- accumulators --------------------------------------------------------------------------------------------------
 
     def _units(
-        self, accumulator: _Accumulator, bits: int, least: float | None, divisor: np.ndarray | float
-    ) -> tuple[float, float, float | None]:
-        """The accumulator's unit, that of its linear terms, and the step of its rounding: at least `least`, or None."""
+        self, accumulator: _Accumulator, bits: int, divisor: np.ndarray | float = 1.0, least: float = 0.0
+    ) -> tuple[float, float, float]:
+        """The accumulator's unit, that of its linear terms, and the step of its rounding: the smallest from `least` on.
+
+        bits: of weights. least: 0 if it is not rounded.
+        """
         leaves = _leaves(accumulator)
         fixed = [leaf.unit for leaf in leaves if isinstance(leaf, _Integers)]
         finest = max((leaf.finest(bits, divisor) for leaf in leaves if isinstance(leaf, _Linear)), default=0.0)
         if not fixed:
-            dropped = math.floor(math.log2(least / finest)) if least else 0
-            if least is None or dropped <= 0:
-                return finest, finest, None
-            return least / 2**dropped, least / 2**dropped, least
-        step = min(fixed)
-        parts = min(int(step / finest), FINEST) if finest else 1
-        terms = step * math.ceil(finest / step) if parts == 0 else 0.0  # coarser than the other operand
-        if least is None:
-            return step / max(parts, 1), terms or step / parts, None
+            dropped = max(math.floor(math.log2(least / finest)), 0) if least else 0
+            unit = max(least / 2**dropped, finest)
+            return unit, unit, unit * 2**dropped
+        whole = min(fixed)
+        parts = min(max(int(whole / finest), 1), FINEST) if finest else 1
         options = []
-        for k in range(1, max(parts, 1) + 1):
-            dropped = max(math.ceil(math.log2(least * k / step) - 1e-9), 0)
-            options.append((step / k * 2**dropped, -k, dropped))
-        rounding, k, dropped = min(options)
-        return step / -k, terms or step / -k, rounding if dropped else None
+        for k in range(1, parts + 1) if least else [parts]:
+            dropped = max(math.ceil(math.log2(least * k / whole) - 1e-9), 0) if least else 0
+            options.append((whole / k * 2**dropped, -k))
+        step, k = min(options)
+        unit = whole / -k
+        return unit, unit * max(math.ceil(finest / unit - 1e-9), 1), step
 
     def _accumulated(
         self,
@@ -503,11 +499,12 @@ class _Quantiser:
         terms: float,
         divisor: np.ndarray | float = 1.0,
         shift: np.ndarray | float = 0.0,
-        rounded: bool = False,
+        fraction: float | None = None,
     ) -> _Integers:
         """The nodes that compute it, over `divisor` and less `shift`, with the original's mean of each channel.
 
-        rounded: whether its bias must be whole and a quarter, which decides ties as Concrete does, half up.
+        fraction: None, or the bias must be so much more than a whole multiple of the unit. A quarter decides ties as
+        Concrete does, half up.
         """
         real = self._real[name]
         ones, axes = (-1, *[1] * (real.ndim - 2)), (0, *range(2, real.ndim))
@@ -527,8 +524,8 @@ class _Quantiser:
             values = _apply(layer, leaf.source.values)
             if leaf is linear[0]:
                 bias = np.broadcast_to((target - values - rest).mean(axes), channels)
-                if rounded:
-                    bias = (np.round(bias / unit) + (0.25 if terms == unit else 0)) * unit
+                if fraction is not None:
+                    bias = (np.round(bias / unit) + (fraction if terms == unit else 0)) * unit
                 layer, values = dataclasses.replace(layer, bias=np.array(bias)), values + bias.reshape(ones)
             new, _ = self._emit(layer, [(leaf.source.name, leaf.source.values)], leaf.name)
             width = leaf.source.bits + bits + math.ceil(math.log2(max(integers[0].size, 1)))
@@ -540,13 +537,15 @@ class _Quantiser:
                 return done[id(part)]
             a, b = map(together, part.terms)
             new, values = self._emit(Add(), [(a.name, a.values), (b.name, b.values)], part.name)
-            return _Integers(new, min(a.unit, b.unit), values, max(a.bits, b.bits) + 1 + FINEST.bit_length())
+            unit = min(a.unit, b.unit)
+            width = max(x.bits + math.ceil(math.log2(x.unit / unit) - 1e-9) for x in (a, b))
+            return _Integers(new, unit, values, width + 1)
 
         total = together(accumulator)
-        if (linear and terms == unit) or not (rounded or np.any(shift)):
+        if (linear and terms == unit) or not (fraction or np.any(shift)):
             return total
         missing = np.broadcast_to((target - total.values).mean(axes), real.shape[1])
-        return self._shifted(total, ((np.round(missing / unit) + 0.25) * unit).reshape(ones), name)
+        return self._shifted(total, ((np.round(missing / unit) + (fraction or 0)) * unit).reshape(ones), name)
 
 
 def _leaves(accumulator: _Accumulator) -> list[_Integers | _Linear]:
@@ -568,8 +567,10 @@ def _steps(y: np.ndarray, bits: int, may_shift: bool, near: float | None) -> tup
     low, high = y.min(1), y.max(1)
     signed = bool(low.min() < 0)
     smallest, largest = Quantise(1.0, bits, signed).range
-    middle = (low + high) / 2 if signed and may_shift else np.zeros(len(y))
-    reach = (high - low) / 2 if signed and may_shift else np.maximum(-low, high)
+    origin = np.zeros(len(y))  # what the integer 0 stands for
+    if may_shift:
+        origin = (low + high) / 2 if signed else low
+    reach = np.maximum(origin - low, high - origin) if signed else high - origin
     reach = np.where(reach > 0, reach, 1.0)
     best = np.full(len(y), np.inf)
     steps, zeros = reach / largest, np.zeros(len(y))
@@ -577,7 +578,7 @@ def _steps(y: np.ndarray, bits: int, may_shift: bool, near: float | None) -> tup
         step = reach * share / largest
         if near is not None:
             step = near * 2.0 ** np.round(np.log2(step / near))
-        zero = np.round(middle / step)
+        zero = np.round(origin / step)
         levels = np.clip(np.round(y / step[:, None] - zero[:, None]), smallest, largest) + zero[:, None]
         error = np.square(levels * step[:, None] - y).mean(1)
         better = error < best

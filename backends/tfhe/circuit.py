@@ -568,7 +568,8 @@ def function(plan: Plan, exactness: Any) -> Callable[[Any], Any]:
             return fhe.conv(x, weight, strides=layer.strides, dilations=layer.dilations, group=layer.group)
 
         def round(self, x: Any, dropped_bits: int, bits: int) -> Any:
-            x = fhe.round_bit_pattern(self.wide(x, bits), lsbs_to_remove=dropped_bits, exactness=exactness)
+            if dropped_bits:
+                x = fhe.round_bit_pattern(self.wide(x, bits), lsbs_to_remove=dropped_bits, exactness=exactness)
             # else calibration images that use half of the range or less get a table of zeros from Concrete
             return self.wide(x, bits)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, frame, owner, security
-from models import tasks, zoo
+from models import ptq, tasks, zoo
 from models.network import (
     Add,
     AveragePool,
@@ -158,6 +158,29 @@ def gate() -> Network:
         ],
         "logits",
     )
+
+
+def real(kind: str) -> Network:
+    """A residual block with squares or a gate, with real weights, as a user trains them."""
+    rng = np.random.default_rng(7)
+
+    def conv(size: int, mean: float, **options) -> Conv:
+        return Conv(rng.normal(mean, 1, (1, 1, size, size)), rng.normal(size=1) / 4, **options)
+
+    stem = [(conv(2, 0.5, strides=(2, 2)), "image", "c1"), (Relu(), "c1", "x")]
+    if kind == "residual":
+        body = [(conv(3, 0, pads=(1,) * 4), "x", "c2"), (Pow(2), "c2", "square"), (Add(), "x square", "y")]
+    else:
+        body = [
+            (GlobalAveragePool(), "x", "mean"),
+            (Flatten(), "mean", "means"),
+            (Gemm(np.full((1, 1), 1.5), np.zeros(1)), "means", "excited"),
+            (Relu(), "excited", "weights"),
+            (Reshape((1, 1, 1)), "weights", "gate"),
+            (Mul(), "x gate", "y"),
+        ]
+    end = [(Flatten(), "y", "flat"), (Gemm(rng.normal(size=(3, 4)), rng.normal(size=3)), "flat", "logits")]
+    return dataclasses.replace(graph([*stem, *body, *end], "logits"), lowering="float")
 
 
 def steady_images(network: Network) -> np.ndarray:
@@ -330,10 +353,19 @@ def test_other_networks_run_encrypted(make):
     assert_encrypted_is_clear(make())
 
 
-def assert_encrypted_is_clear(network: Network) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["residual", "gate"])
+def test_networks_quantised_after_training_run_encrypted(kind):
+    images = (IMAGES * 255).astype(np.uint8)
+    network = ptq.quantise(real(kind), images)
+    assert max(width.read_bits for width in circuit.widths(circuit.plan(network), images / 255)[:-1]) <= 6
+    assert_encrypted_is_clear(network, p_error=1e-6)
+
+
+def assert_encrypted_is_clear(network: Network, p_error: float = 1e-15) -> None:
     images = steady_images(network)[:6]
     assert len(images) > 1
-    parties = Parties(Owner().prepare(Job(network, calibration=IMAGES, options={"p_error": 1e-15})))
+    parties = Parties(Owner().prepare(Job(network, calibration=IMAGES, options={"p_error": p_error})))
     encrypted = np.concatenate([parties.logits(image[None]) for image in images])
     np.testing.assert_allclose(encrypted, network.forward(images), atol=1e-4)
 
