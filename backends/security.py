@@ -15,9 +15,13 @@ STANDARD_2018 = {
     192: {1024: 19, 2048: 37, 4096: 75, 8192: 152, 16384: 305, 32768: 611},
     256: {1024: 14, 2048: 29, 4096: 58, 8192: 118, 16384: 237, 32768: 476},
 }
-# Bossuat et al., "Security Guidelines for Implementing Homomorphic Encryption", ePrint 2024/463, table 4.2.
+# Bossuat et al., "Security Guidelines for Implementing Homomorphic Encryption", ePrint 2024/463, table 4.2. The rows of
+# 65536 and 131072, which the 2018 standard lacks, are of table 5.2 of its revision, as in OpenFHE since pull request 807;
+# only there are the levels above 128 needed.
 GUIDELINES_2024 = {
     128: {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523},
+    192: {65536: 1199, 131072: 2411},
+    256: {65536: 929, 131072: 1866},
 }
 
 ERROR_STDDEV = 3.19  # of both: 8 / √(2π)
@@ -33,11 +37,15 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     """The security entry of a record for a context described by ``ring_dimension``, ``log2_qp``, ``secret`` and
     ``error_stddev`` (`backends.slots.library.Library.describe`).
 
-    ``bits`` is the level that the 2018 standard guarantees (it tabulates 128, 192 and 256; between two levels the lower
-    counts). Raises InsecureError below 128.
+    ``bits`` is the level that the 2018 standard guarantees or, for the ring dimensions that it lacks, the guidelines of 2024
+    (they tabulate 128, 192 and 256; between two levels the lower counts). Raises InsecureError below 128.
     """
     n, log2_qp = description["ring_dimension"], description["log2_qp"]
-    bits = max((level for level, row in STANDARD_2018.items() if log2_qp <= row.get(n, 0)), default=0)
+    table, standard = STANDARD_2018, "HomomorphicEncryption.org 2018, classical, ternary secret"
+    if n not in table[MINIMUM_BITS]:
+        table, standard = GUIDELINES_2024, "Security Guidelines 2024 (ePrint 2024/463), classical, ternary secret"
+    limit = table[MINIMUM_BITS].get(n, 0)
+    bits = max((level for level, row in table.items() if log2_qp <= row.get(n, 0)), default=0)
     if description["error_stddev"] < _MEASURED * ERROR_STDDEV:
         raise InsecureError(
             f"the standard deviation {description['error_stddev']} of the error is below {ERROR_STDDEV}, for which the "
@@ -46,14 +54,14 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     if description["secret"] != "uniform ternary" or bits < MINIMUM_BITS:
         raise InsecureError(
             f"ring dimension {n} with log2(QP) = {log2_qp:.0f} and {description['secret']} secret is below "
-            f"{MINIMUM_BITS} bits (limit {STANDARD_2018[128].get(n, 0)}); use a larger ring dimension or fewer primes"
+            f"{MINIMUM_BITS} bits (limit {limit}); use a larger ring dimension or fewer primes"
         )
     return {
         "bits": bits,
-        "standard": "HomomorphicEncryption.org 2018, classical, ternary secret",
+        "standard": standard,
         "ring_dimension": n,
         "log2_qp": round(log2_qp, 2),
-        "log2_qp_limit": STANDARD_2018[128][n],
+        "log2_qp_limit": limit,
         "meets_2024_guidelines": log2_qp <= GUIDELINES_2024[128].get(n, 0),
         "log2_qp_limit_2024": GUIDELINES_2024[128].get(n, 0),
         "secret": description["secret"],

@@ -153,11 +153,18 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def deployment(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployed(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """An RGB network, one image a request."""
     network = tiny_network(resolve(spec)[0].lowering)
     with deploy(spec, network, tmp_path_factory.mktemp("deployment")) as deployed:
         yield deployed
+
+
+@pytest.fixture
+def deployment(deployed: Deployment) -> Deployment:
+    """A party that died in one test is there for the next one."""
+    deployed.revive()
+    return deployed
 
 
 @pytest.fixture

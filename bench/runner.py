@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 import shlex
 import time
 import zlib
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from backends import wire
 from backends.registry import BackendInfo, resolve
 from bench import conditions, machine, metrics, sampling
 from bench.machine import available_threads
@@ -92,7 +92,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     try:
         if trial.threads > available_threads():
             raise TrialError("skipped", f"{trial.threads} threads asked for, {available_threads()} cores here")
-        place = Place(run_folder / "logs" / log_name(trial), start + trial.timeout_s, memory_limit_bytes)
+        place = Place(run_folder / "logs" / trial.slug, start + trial.timeout_s, memory_limit_bytes)
         with Session(work(trial, subject), place, measured.ledger) as session:
             _measure(session, trial, images, progress, measured)
         status, reason = "ok", ""
@@ -131,7 +131,13 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     )
 
 
-def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[str, Any] | None = None) -> Record:
+def unmeasured(
+    trial: Trial,
+    status: Status,
+    reason: str,
+    about_machine: dict[str, Any] | None = None,
+    unsupported: bool = False,
+) -> Record:
     """The record of a trial that could not start: its data or network is missing, or the machine that ran it was lost.
 
     about_machine: empty if the machine is unknown.
@@ -142,6 +148,7 @@ def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[st
         trial=trial,
         status=status,
         reason=reason,
+        unsupported=unsupported,
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         duration_s=0.0,
         machine=machine.machine() if about_machine is None else about_machine,
@@ -169,13 +176,6 @@ def calibration(dataset: Dataset, seed: int = 0) -> np.ndarray:
     """Training images (n, channels, height, width) float32 in [0, 1], for the ranges of intermediate values."""
     images = dataset.train.images
     return normalise(images[np.random.default_rng(seed).permutation(len(images))[:CALIBRATION_IMAGES]])
-
-
-def log_name(trial: Trial) -> str:
-    """The start of the names of the parties' logs: no two trials of a run share it."""
-    parts = [trial.backend, trial.model, trial.task, trial.scenario, trial.model_privacy]
-    parts += [f"{trial.threads}t", f"{trial.images}i", f"s{trial.seed}"]
-    return "-".join(re.sub(r"[^\w.@-]+", "-", part) for part in parts)  # a user's file is named by its path
 
 
 def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progress, measured: _Measured) -> None:
@@ -212,7 +212,10 @@ def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
     """All requests of a trial: the cold first call and one warm-up, both with the images of the first sample, then
     the samples. offline: each request is full, by repeating its images, and there are at least OFFLINE_REQUESTS samples.
     If the cold call takes longer than LONG_REQUEST_S, neither the warm-up nor repetitions of images are asked for.
+    Raises TrialError for a batch that no message holds.
     """
+    if scenario == "offline" and batch * images[0].nbytes > wire.MAX_BODY_BYTES:
+        raise TrialError("failed", f"owner: a request of {batch} images is more than a message holds")
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     full = [np.resize(b, (batch, *b.shape[1:])) if scenario == "offline" else b for b in batches]
     samples = [_Request(filled, "sample", len(b)) for filled, b in zip(full, batches)]

@@ -133,6 +133,7 @@ class Session:
         self.work, self.ledger, self.report = work, ledger or Ledger(), OwnerReport()
         self._place, self._parties = place, ExitStack()
         self.owner: Party | None = None
+        self._model = b""
         self.artifacts: dict[str, bytes] = {}
         self.keys: dict[str, bytes] = {}
 
@@ -220,10 +221,25 @@ class Session:
         self.call(self.server, "load_keys", **self.keys)
         if self.work.model_privacy == "encrypted":
             progress("encrypt model")
-            model = self.call(self.owner, "encrypt_model", public=public).blobs["model"]
+            self._model = self.call(self.owner, "encrypt_model", public=public).blobs["model"]
             self.owner.close()
-            self.ledger.sizes["encrypted_model_bytes"] = len(model)
-            self.call(self.server, "load_model", model=model)
+            self.ledger.sizes["encrypted_model_bytes"] = len(self._model)
+            self.call(self.server, "load_model", model=self._model)
+
+    def revive(self) -> None:
+        """Starts anew what has died since `open`: the server with the keys and model that it had; the client, with whom its
+        secret key is gone, with new keys, and so both."""
+        if not self.client.alive:
+            self.client.close()
+            self.server.close()
+            self.open()
+        elif not self.server.alive:
+            self.server.close()
+            self.server = self.start("server")
+            self.server.call("load", artifact=self.artifacts["server"])
+            self.server.call("load_keys", **self.keys)
+            if self._model:
+                self.server.call("load_model", model=self._model)
 
     # -- what happens in every request -----------------------------------------------------------------------------
 

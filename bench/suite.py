@@ -20,17 +20,15 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
-from bench.record import Trial
+from backends.registry import Privacy, Scenario
+from bench.record import Count, Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Scenario = Literal["single-stream", "offline"]
-Privacy = Literal["plain", "encrypted"]
 
 
 class SuiteError(ValueError):
@@ -71,7 +69,7 @@ def read(name_or_path: str) -> Suite:
         raise SuiteError(f"no suite {name_or_path!r}: give a TOML file or one of {', '.join(names())}")
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Suite)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SuiteError(f"{path}: {error}") from error
 
 

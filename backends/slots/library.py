@@ -22,9 +22,9 @@ class Parameters:
     """Moduli and scales of one plan, in bits.
 
     ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of products, one
-    behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product. special_bits:
-    the key-switching prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of
-    each level.
+    behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product, and of those
+    that are `kept` beside the first one, for logits that need more bits than one prime has. special_bits: the key-switching
+    prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of each level.
     """
 
     ring_dimension: int
@@ -35,11 +35,12 @@ class Parameters:
     input_scale_bits: int
     weight_scale_bits: tuple[int, ...]
     primes_per_square: int = 1
+    kept: int = 0
 
     @property
     def levels(self) -> int:
-        """How many primes rescaling drops altogether."""
-        return self.depth * self.primes_per_square
+        """How many primes there are beside the first one."""
+        return self.depth * self.primes_per_square + self.kept
 
     @property
     def slots(self) -> int:
@@ -57,8 +58,8 @@ class KeyRequest:
 
 
 class ClientLibrary(Protocol):
-    def keygen(self, request: KeyRequest) -> bytes:
-        """Makes the secret key (kept) and returns the evaluation keys, serialised."""
+    def keygen(self, request: KeyRequest) -> list[bytes]:
+        """Makes the secret key (kept) and returns the evaluation keys, serialised, in as many parts as the library likes."""
 
     def public_key(self) -> bytes:
         """The public key of the last `keygen`, serialised."""
@@ -68,7 +69,9 @@ class ClientLibrary(Protocol):
     def serialise(self, fresh: Cipher) -> bytes:
         """A fresh ciphertext, in the library's smallest form."""
 
-    def deserialise(self, data: bytes) -> Cipher: ...
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        """level: that the ciphertext must have; None: any. Raises MessageError for all but a ciphertext of two polynomials
+        of these parameters."""
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
         """All slots, complex."""
@@ -86,9 +89,11 @@ class OwnerLibrary(Protocol):
 class Evaluator(Protocol):
     """The server's side. No operation changes its arguments."""
 
-    def load_keys(self, data: bytes) -> None: ...
+    def load_keys(self, parts: Sequence[bytes]) -> None:
+        """What `ClientLibrary.keygen` returned."""
 
-    def deserialise(self, data: bytes) -> Cipher: ...
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        """As `ClientLibrary.deserialise`."""
 
     def serialise(self, cipher: Cipher) -> bytes: ...
 

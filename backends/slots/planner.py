@@ -25,11 +25,15 @@ from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 Objective = Literal["server", "upload", "memory"]
 RING_DIMENSIONS = (8192, 16384, 32768)
 PRIMES_PER_SQUARE = (1, 2)
+KEPT_PRIMES = (0, 1)  # beside the first one: if nothing else holds the logits
 LARGEST_PRIME_BITS = 60
 FIRST_GUESS_BITS, MINIMUM_BITS, MAXIMUM_BITS = 12, 6, 24  # of the values between layers, relative to their range
 TARGET_LOGIT_ERROR = 4e-3  # of the simulated worst case of a few images; the promise for any is 1e-2
 BATCH_TARGET_LOGIT_ERROR = 2e-3  # the worst of thousands of images is worse
 HEAD_ROOM_BITS = 2
+# The noise of a slot at ring dimension 8192, in bits of the scale's last place, generously: of a fresh ciphertext, of a
+# weight that was encoded (for each product of a sum), and of a value that was rescaled, key switches and folds included.
+FRESH_BITS, ENCODING_BITS, RESCALING_BITS = 7, 4, 13
 MAX_EXTRA_STATE_BITS = 12
 SIMULATED_IMAGES, FEW_IMAGES = 32, 8
 
@@ -52,16 +56,17 @@ def plan(
     the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
+    batched, terms = scenario == "offline" and not encrypted, blocks.terms()
     best, best_ms, rotates = None, math.inf, False
-    for ring_dimension, primes, rotate_fresh in product(RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)):
-        if best and ring_dimension > 2 * best.parameters.ring_dimension:
+    for kept, ring_dimension, primes, rotate_fresh in product(
+        KEPT_PRIMES, RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)
+    ):
+        if best and (kept > best.parameters.kept or ring_dimension > 2 * best.parameters.ring_dimension):
             break
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
-        batched = scenario == "offline" and not encrypted
-        terms = blocks.terms()
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
-        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest)
+        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest, kept)
         if batched:
             layout = _batched(blocks, precision)
         else:
@@ -101,7 +106,8 @@ def _rotates_request(layout: Plan) -> bool:
 def _batched(blocks: Blocks, precision: Precision) -> Plan:
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-    return Plan(parameters, request, steps, blocks.levels, (), blocks.output_scale)  # each logit has its own ciphertext
+    each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
 
 Chosen = dict[tuple[int, int], Candidate]  # (affine value, which of its inputs) → the way it is evaluated
@@ -189,8 +195,7 @@ class _Layouts:
                 if rest:
                     yield rest.candidates, packing.laid_out(source, slots), rest.ms
             return
-        affine = self._blocks.steps[self._first - 1]
-        group = self._group[self._first]
+        affine, group = self._map(self._first), self._group[self._first]
         for target in self._targets(group, {}):
             rest = _Tail(0.0, {}) if self._first == self._last else self._tail(group + 1, {group: target}, group)
             if rest is None:
@@ -202,6 +207,11 @@ class _Layouts:
                         first.request,
                         self._ms(self._first, first) + rest.ms,
                     )
+
+    def _map(self, value: int) -> Affine:
+        step = self._blocks.steps[value - 1]
+        assert isinstance(step, Affine)
+        return step
 
     def _ms(self, value: int, candidate: Candidate) -> float:
         primes = self._parameters.levels + 1 - self._blocks.levels[value] * self._parameters.primes_per_square
@@ -220,7 +230,7 @@ class _Layouts:
             g: chosen[g]
             for later in self._due[group:]
             for value in later
-            for v in (value, *self._blocks.steps[value - 1].inputs)
+            for v in (value, *self._map(value).inputs)
             if (g := self._group[v]) in chosen
         }
         key = (
@@ -242,7 +252,7 @@ class _Layouts:
     def _targets(self, group: int, chosen: dict[int, Layout]) -> list[Layout]:
         """Layouts for a group, of which one is made by its first map."""
         value = next(v for v in range(1, self._last + 1) if self._group[v] == group)
-        step = self._blocks.steps[value - 1]
+        step = self._map(value)
         source = next((v for v in step.inputs if self._group[v] in chosen), None)
         if value == self._last and self._first != self._last:
             return [packing.compact(len(step.bias))]  # a last layer has layouts of its own
@@ -259,9 +269,9 @@ class _Layouts:
 
     def _planned(self, group: int, chosen: dict[int, Layout]) -> _Tail | None:
         """The maps that are due with this group; None if one does not fit."""
-        total, found = 0.0, {}
+        total, found = 0.0, Chosen()
         for value in self._due[group]:
-            step = self._blocks.steps[value - 1]
+            step = self._map(value)
             for k, (source, matrix) in enumerate(zip(step.inputs, step.weights)):
                 layouts = chosen[self._group[source]], chosen[self._group[value]]
                 arguments = self._parameters.slots, self._radices
@@ -315,7 +325,7 @@ class Precision:
 
     terms: the largest number of products in an output of the affine maps of each level. public_stddevs: of a coefficient of
     the noise of their encrypted weights; none for plain ones. batched: one image in each slot. first_is_largest: see
-    `Library`.
+    `Library`. kept: see `Parameters`.
     """
 
     ring_dimension: int
@@ -324,22 +334,25 @@ class Precision:
     public_stddevs: Sequence[float] = ()
     batched: bool = False
     first_is_largest: bool = False
+    kept: int = 0
 
     def scales(self, bits: int, extra_state_bits: int = 0) -> Scales:
         """For `bits` bits of values between layers, relative to their range.
 
-        The offsets are the standard deviations of fresh noise (2^8), of encoding (2^4, for each product of a sum) and of
-        rescaling (2^11, over the folds), in slots of a ring of dimension 8192; they grow with its square root.
+        Where the search of `_smallest` starts: each scale stands so many bits above what it has to carry as the noise there
+        is large (`FRESH_BITS`, `ENCODING_BITS`, `RESCALING_BITS`), and more in a larger ring, with its square root.
         extra_state_bits: moves bits from the dropped primes to the first one, for a library that accepts only such a
         shape.
         """
         growth = (self.ring_dimension // 8192).bit_length() // 2
-        weights = [bits + growth + 4 + round(math.log2(n) / 2) for n in self.terms]
+        weights = [bits + growth + ENCODING_BITS + round(math.log2(n) / 2) for n in self.terms]
         if self.public_stddevs:
             weights = [w + round(math.log2(s / ROUNDING_STDDEV)) for w, s in zip(weights, self.public_stddevs)]
-        fresh, state = bits + growth + 7, bits + growth + 13 + extra_state_bits
-        if self.batched:  # a scalar is encoded as one coefficient, so it is rounded 2^4 times more finely than a vector
-            fresh, weights = fresh + 4, [weight - 4 for weight in weights]
+        fresh, state = bits + growth + FRESH_BITS, bits + growth + RESCALING_BITS + extra_state_bits
+        if (
+            self.batched
+        ):  # a scalar is encoded as one coefficient: it has no noise of encoding, and fresh noise counts more
+            fresh, weights = fresh + ENCODING_BITS, [weight - ENCODING_BITS for weight in weights]
         before = (fresh, *[state] * len(weights))
         dropped = max(2 * (scale + weight) - state for scale, weight in zip(before, weights[:-1] or [0]))
         rescale = -(-dropped // self.primes_per_square)
@@ -355,9 +368,9 @@ class Precision:
             for after in scales.states:
                 weights.append((dropped + after) // 2 - state)
                 state = 2 * (state + weights[-1]) - dropped
-        first = state + scales.last_weight + HEAD_ROOM_BITS + 2
-        first = max(first, scales.rescale * self.first_is_largest)
-        room = security.GUIDELINES_2024[128][self.ring_dimension] - first - depth * dropped
+        first = state + scales.last_weight + HEAD_ROOM_BITS + 2 - self.kept * scales.rescale
+        first = max(first, scales.rescale * (self.first_is_largest or self.kept > 0))
+        room = security.GUIDELINES_2024[128][self.ring_dimension] - first - depth * dropped - self.kept * scales.rescale
         # the larger it is, the smaller the noise of key switching, at no cost in time
         special = max(first, scales.rescale, min(LARGEST_PRIME_BITS, room + scales.special))
         return Parameters(
@@ -369,6 +382,7 @@ class Precision:
             input_scale_bits=fresh,
             weight_scale_bits=(*weights, scales.last_weight),
             primes_per_square=self.primes_per_square,
+            kept=self.kept,
         )
 
 

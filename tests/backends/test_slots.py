@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from backends import security
+from backends import frames, security
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.slots import costs, packing, planner
 from backends.slots.blocks import Affine, Blocks, from_network
@@ -22,7 +22,9 @@ from backends.slots.execute import Program, decrypt, encrypt
 from backends.slots.library import KeyRequest, Parameters
 from backends.slots.plan import Packed, Plan, Product
 from backends.slots.simulator import Simulator
+from backends.variants import opened
 from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Relu, chain
+from tests.backends.graphs import random_graph
 
 LIBRARIES = ("ckks", "openfhe")
 SLOTS = 4096
@@ -133,6 +135,19 @@ def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> N
     plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
     assert plan.encrypted == (mode == "encrypted")
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 4), st.sampled_from(["plain", "encrypted", "offline"]), st.integers(0, 2**32 - 1))
+def test_a_plan_computes_its_graph(depth: int, mode: str, seed: int) -> None:
+    """Branches, gates, polynomials of several degrees; and the operations that it counts are those that it does."""
+    network, images = random_graph(seed, depth)
+    flat = images.reshape(len(images), -1)
+    blocks = from_network(network, images)
+    scenario = mode if mode == "offline" else "single-stream"
+    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
+    np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
+    assert_counts(plan, flat)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -259,14 +274,25 @@ def test_predicted_operations_are_the_executed_ones() -> None:
     network, images = random_network((784, 64, 9), 4)
     blocks, flat = from_network(network, images), images.reshape(8, -1)
     plan = planner.plan(blocks, Simulator(), COSTS, flat)
-    predicted = costs.total(plan)
-    simulator = Simulator()
-    program = Program(plan, simulator.evaluator(plan.parameters), simulator.moduli(plan.parameters))
-    program.run(encrypt(plan, simulator, flat[:1]))
+    assert_counts(plan, flat)
 
-    for name in ("multiply_plain", "add_plain", "square", "relinearise", "rescale", "conjugate", "add"):
-        assert simulator.counts.get(name, 0) == predicted[name], name
-    assert simulator.counts["rotate"] == predicted["rotate_many_step"] + predicted["rotate_sum_step"]
+
+COUNTED = (
+    """multiply_plain multiply multiply_scalar add_plain add square relinearise rescale mod_switch conjugate""".split()
+)
+
+
+def assert_counts(plan: Plan, images: np.ndarray) -> None:
+    predicted = costs.total(plan)
+    simulator = Simulator().evaluator(plan.parameters)
+    moduli, weights = simulator.moduli(plan.parameters), None
+    if plan.encrypted:
+        weights = [simulator.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli)]
+    program = Program(plan, simulator, moduli, weights)
+    simulator.counts.clear()
+    program.run(encrypt(plan, simulator, images[:1]))
+    assert {name: simulator.counts.get(name, 0) for name in COUNTED} == {name: predicted[name] for name in COUNTED}
+    assert simulator.counts.get("rotate", 0) == predicted["rotate_many_step"] + predicted["rotate_sum_step"]
 
 
 # -- the libraries ------------------------------------------------------------------------------------------------------
@@ -326,19 +352,77 @@ def test_an_encrypted_plan_computes_its_convolutions(backend: str, privacy: str,
 
 
 @pytest.mark.parametrize("backend", LIBRARIES)
+def test_the_naive_way_refuses_what_it_cannot_evaluate(backend: str) -> None:
+    owner = importlib.import_module(f"backends.{backend}").Owner()
+    graph, images = random_graph(GATE, 1, 6)
+    with pytest.raises(BackendError, match="a chain of affine maps and squares; use the default one"):
+        owner.prepare(Job(graph, variant="naive", calibration=images))
+
+
+def test_a_network_that_is_too_deep_for_the_naive_way_of_tenseal_is_refused() -> None:
+    network, images = random_network((8,) * 15, 1)
+    with pytest.raises(BackendError, match="29 primes .* need a ring dimension above 32768.*fewer layers"):
+        importlib.import_module("backends.ckks").Owner().prepare(Job(network, variant="naive", calibration=images))
+
+
+def test_adding_leaves_its_arguments_as_they_were() -> None:
+    library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
+    client, evaluator = library.client(parameters), library.evaluator(parameters)
+    evaluator.load_keys(client.keygen(KeyRequest((), False, True)))
+    a, b = (
+        client.deserialise(client.serialise(client.encrypt(np.ones(parameters.slots), s)))
+        for s in (2.0**20, 2.0**20 + 1)
+    )
+    plain = evaluator.encode(np.ones(parameters.slots), 2.0**20 + 1, 0)
+    for operation, other in ((evaluator.add, b), (evaluator.sub, b), (evaluator.add_plain, plain)):
+        operation(a, other)
+        assert (a.scale, other.scale) == (2.0**20, 2.0**20 + 1)
+
+
+def check_graph(backend: str, privacy: str, depth: int, seed: int, side: int) -> None:
+    network, images = random_graph(seed, depth, side)
+    try:
+        prepared, client, server = parties(backend, Job(network, calibration=images, model_privacy=privacy))
+    except BackendError as error:  # a ring dimension of 32768 is not enough for every graph
+        assert "use a shallower network" in str(error)
+        return
+    assert prepared.security["bits"] >= 128
+    assert np.abs(answer(client, server, images[:1]) - network.forward(images[:1])).max() < 1e-2
+
+
+GATE = 0  # a seed of `random_graph` with a gate of a quadratic and a cubic activation
+
+
+@pytest.mark.parametrize("privacy", ["plain", "encrypted"])
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_an_encrypted_plan_computes_a_graph(backend: str, privacy: str) -> None:
+    check_graph(backend, privacy, depth=1, seed=GATE, side=6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("privacy", ["plain", "encrypted"])
+@pytest.mark.parametrize("backend", LIBRARIES)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_an_encrypted_plan_computes_any_graph(backend: str, privacy: str, depth: int, seed: int) -> None:
+    check_graph(backend, privacy, depth, seed, side=8)
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
 def test_the_server_has_no_weight_of_an_encrypted_model(backend: str) -> None:
     network, images = random_network((12, 6, 2), 8)
     module = importlib.import_module(f"backends.{backend}")
     owner, client, server = module.Owner(), module.Client(), module.Server()
     prepared = owner.prepare(Job(network, calibration=images, model_privacy="encrypted"))
-    plan, _ = Plan.from_bytes(prepared.server.split(b"\0", 1)[1])
+    plan, _ = Plan.from_bytes(opened(frames.SERVER, prepared.server)[1])
     assert plan.encrypted and not any(k.diagonals.size or step.bias.size for step in plan.affines for k in step.kernels)
     client.load(prepared.client)
     server.load(prepared.server)
     keys = client.keygen(0)
     server.load_keys({"evaluation": keys["evaluation"]})
     model = owner.encrypt_model(keys["public"])
-    for damaged in (model[:-1], b"REQ1" + model[4:], b""):
+    for damaged in (model[:-1], model[:8] + frames.REQUEST + model[12:], b""):
         with pytest.raises(MessageError):
             server.load_model(damaged)
     server.load_model(model)
@@ -362,7 +446,8 @@ def test_damaged_and_foreign_messages_are_refused(backend: str) -> None:
     request = client.serialise(client.encrypt(images[:1]))
     flipped = bytearray(request)
     flipped[len(request) // 2] ^= 1
-    for damaged in (b"", request[:10], request[:-1], bytes(flipped), b"RES1" + request[4:], request + b"x"):
+    foreign = request[:8] + frames.RESPONSE + request[12:]
+    for damaged in (b"", request[:10], request[:-1], bytes(flipped), foreign, request + b"x"):
         with pytest.raises(MessageError):
             server.deserialise(damaged)
     _, other, _ = parties(backend, Job(network, calibration=images))
@@ -427,12 +512,13 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
     from backends.ckks import seal as ours
 
     library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
-    blob = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
-    context, split = ours._context(parameters), 8 + int.from_bytes(blob[:8], "little")
-    relin = ours._load(seal.RelinKeys, context, blob[8:split])
-    galois = ours._load(seal.GaloisKeys, context, blob[split:])
+    parts = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
+    context = ours._context(parameters)
+    relin = ours._load(seal.RelinKeys, context, parts[0])
+    galois = ours._load(seal.GaloisKeys, context, parts[1])
     assert ours._save(relin) and galois.size() == 3  # two rotations and the conjugation: all bytes are accounted for
-    for part in (blob[8:split], blob[split:]):
+    assert len(parts) == 2
+    for part in parts:
         with pytest.raises(MessageError):
             ours._load(seal.SecretKey, context, part)
 
@@ -442,7 +528,7 @@ def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
 
     library, parameters = importlib.import_module("backends.openfhe").LIBRARY, scaled(8192, [8, 8], 10, 2)
     client = library.client(parameters)
-    blob = client.keygen(KeyRequest((1, 2), True, True))
+    blob = b"".join(client.keygen(KeyRequest((1, 2), True, True)))
     secret = openfhe.Serialize(client._secret, openfhe.BINARY)
     windows = [secret[start : start + 32] for start in range(len(secret) // 4, len(secret) - 32, 4096)]
     assert len(windows) > 10 and not any(window in blob for window in windows)

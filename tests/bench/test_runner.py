@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends.registry import resolve
-from bench import runner
+from bench import machine, runner
 from bench.record import Trial
 from bench.runner import Subject
 from models.network import Flatten, Gemm, Relu, chain
@@ -107,3 +108,21 @@ def test_key_changes_with_whatever_the_result_depends_on(monkeypatch: pytest.Mon
             keys.append(key())
     assert len(set(keys)) == len(keys)
     assert key() == keys[0] and key(timeout_s=1.0) == keys[0]  # more time makes no other result
+
+
+def test_the_source_of_a_result_includes_the_readers_of_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(machine.MODELS, copy, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    backend = resolve("clear")[0]
+    monkeypatch.setattr(machine, "MODELS", copy)
+    digests = []
+    for changed in ("train.py", "network.py"):  # of which only the second is read by a party
+        machine._source_sha256.cache_clear()
+        digests.append(machine.source_sha256(backend))
+        (copy / changed).write_text((copy / changed).read_text() + "# changed\n")
+    machine._source_sha256.cache_clear()
+    digests.append(machine.source_sha256(backend))
+    machine._source_sha256.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
