@@ -107,6 +107,7 @@ def _batched(blocks: Blocks, precision: Precision) -> Plan:
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
     each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    steps = packing.postponed(steps, parameters, 1 + request.paired)
     return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
 
