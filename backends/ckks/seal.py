@@ -69,6 +69,8 @@ def _save(value: Any) -> bytes:
 
 def _load(make: Callable[[], Any], context: Any, data: bytes | memoryview) -> Any:
     """SEAL itself checks that the value is one of the context, and each residue. Raises MessageError."""
+    if len(data) < 16 or int.from_bytes(data[8:16], "little") != len(data):  # SEAL would allocate what its header says
+        raise MessageError("damaged or truncated: not as long as SEAL's header says")
     value = make()
     with _scratch() as path:
         Path(path).write_bytes(data)
@@ -102,9 +104,9 @@ def _load_ciphertext(context: Any, levels: list[Any], data: bytes | memoryview, 
 def _words(cipher: Cipher) -> np.ndarray:
     """The residues of a ciphertext where they are, (polynomials, primes, N) uint64, for as long as it lives.
 
-    The bindings hand out one residue a call, or a compressed file. Their object holds the address of SEAL's own, which is, in
-    64-bit words: parms_id (4), NTT form, polynomials, N, primes, scale, correction factor, memory pool (2), capacity, number
-    and address of the residues. What can be asked for is compared first. Raises BackendError.
+    The bindings hand out one residue a call, or a compressed file. Their object holds the address of SEAL's own, which is,
+    in 64-bit words: parms_id (4), NTT form, polynomials, N, primes, scale, correction factor, memory pool (2), capacity,
+    number and address of the residues. What can be asked for is compared first. Raises BackendError.
     """
     instance = ctypes.c_uint64.from_address(id(cipher) + object.__basicsize__).value
     words = list((ctypes.c_uint64 * 15).from_address(instance))

@@ -1,10 +1,10 @@
 """Runs an image-in-slot plan on a library that hands out residues.
 
 A value is the residues of its ciphertexts, (halves, ciphertexts, polynomials, primes, N): of the images in the real and of
-those in the imaginary parts, see `plan.Scalar`. An affine map is a product of matrices (`backends.slots.residues`) for a tile
-of its outputs at a time; what reads it element by element follows at once, on the library's ciphertexts. Only then does the
-tile become part of a value. So of a layer there is a tile or two in memory besides what it reads and what it makes, and tiles
-are shared by all cores.
+those in the imaginary parts, see `plan.Scalar`. An affine map is a product of matrices (`backends.slots.residues`) for a
+tile of its outputs at a time; what reads it element by element follows at once, on the library's ciphertexts. Only then does
+the tile become part of a value. So of a layer there is a tile or two in memory besides what it reads and what it makes, and
+tiles are shared by all cores.
 
 Products that wait for their relinearisation (`Plan.postponed`) are not even kept: each tile of them is added to the sums of
 the affine map that reads them.
@@ -217,9 +217,11 @@ class BatchedProgram:
 
     @functools.cached_property
     def _imaginary(self) -> tuple[np.ndarray, int]:
-        """The polynomial nearest to i in all slots, (primes, N), and the square of what it is there instead: X^(N/2), which is
-        i, or X^(N/4) + X^(3N/4), which is i·√2, depending on the order of the slots. So it has two values modulo a prime, one
-        the negative of the other."""
+        """The polynomial nearest to i in all slots, (primes, N), and the square of what it is there instead.
+
+        It is X^(N/2), which is i, or X^(N/4) + X^(3N/4), which is i·√2, depending on the order of the slots; both have two
+        values modulo a prime, one the negative of the other.
+        """
         parameters, e = self.plan.parameters, self._evaluator
         one = np.ones((2, len(self._moduli), parameters.ring_dimension), np.uint64)
         plain = e.encode(np.full(parameters.slots, 1j), 1.0, 0)

@@ -23,6 +23,7 @@ import numpy as np
 
 from backends.slots import plan
 from backends.slots.blocks import Affine, Blocks, Carry, Matrix, Product
+from backends.slots.library import Parameters
 from backends.slots.plan import Input, Kernel, Scalar, Term
 
 SUMS_BYTES = 1 << 29  # of postponed products, for each core
