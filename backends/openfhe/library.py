@@ -156,6 +156,15 @@ class OpenfheEvaluator:
     def serialise(self, cipher: Cipher) -> bytes:
         return self._ciphertexts.serialise(cipher)
 
+    def read(self, data: bytes, level: int) -> np.ndarray:
+        return self._ciphertexts.read(data, level)
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        return self._ciphertexts.residues(cipher)
+
+    def of_residues(self, residues: np.ndarray, scale: float) -> Cipher:
+        return self._ciphertexts.of_residues(residues)
+
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
         return _encode(self._context, np.asarray(vector), scale, self._unit, level)
 
@@ -252,7 +261,6 @@ class Openfhe:
 
     name = "openfhe"
     first_is_largest = True
-    parallel = True
 
     def admissible(self, parameters: Parameters) -> bool:
         if not 20 <= _scaling_bits(parameters) <= parameters.first_bits <= 60 or _scaling_bits(parameters) > 59:

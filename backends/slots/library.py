@@ -133,12 +133,26 @@ class Evaluator(Protocol):
         """Σ cipher rotated by its step (0 allowed); with one modulus-down for all where the library can."""
 
 
+class ResidueEvaluator(Evaluator, Protocol):
+    """An evaluator that hands out residues, so that image-in-slot plans become matrix products (`backends.slots.batched`).
+
+    Residues are (polynomials, primes, N) uint64, each modulo its own prime, in evaluation form. Operations may run in forks.
+    """
+
+    def read(self, data: bytes, level: int) -> np.ndarray:
+        """Of a ciphertext as `ClientLibrary.serialise` wrote it, a view of the data if it can be. Raises MessageError."""
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        """Also of three polynomials, before relinearisation."""
+
+    def of_residues(self, residues: np.ndarray, scale: float) -> Cipher: ...
+
+
 class Library(Protocol):
     """Made without arguments; imports its FHE library only in these methods."""
 
     name: str
     first_is_largest: bool  # whether no other prime of a fresh ciphertext may be larger than the first one
-    parallel: bool  # whether an operation uses all cores by itself
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""

@@ -56,7 +56,7 @@ def plan(
     the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
-    batched, terms = scenario == "offline" and not encrypted, blocks.terms()
+    offline, terms = scenario == "offline" and not encrypted, blocks.terms()
     best, best_ms, rotates = None, math.inf, False
     for kept, ring_dimension, primes, rotate_fresh in product(
         KEPT_PRIMES, RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)
@@ -66,9 +66,9 @@ def plan(
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
-        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest, kept)
-        if batched:
-            layout = _batched(blocks, precision)
+        precision = Precision(ring_dimension, terms, primes, stddevs, offline, library.first_is_largest, kept)
+        if offline:
+            layout = batched(blocks, precision)
         else:
             parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
             layout = packed(
@@ -81,7 +81,7 @@ def plan(
                 hoisting=hoisting,
                 encrypted=encrypted,
             )
-        rotates = layout is not None and not batched and _rotates_request(layout)
+        rotates = layout is not None and not offline and _rotates_request(layout)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
@@ -103,10 +103,12 @@ def _rotates_request(layout: Plan) -> bool:
     return any(term.baby for kernel in kernels if kernel.source == 0 for term in kernel.terms)
 
 
-def _batched(blocks: Blocks, precision: Precision) -> Plan:
+def batched(blocks: Blocks, precision: Precision) -> Plan:
+    """One image, or two, in each slot; the precision is a first guess."""
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
     each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    steps = packing.postponed(steps, parameters, 1 + request.paired)
     return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
 

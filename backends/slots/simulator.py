@@ -37,7 +37,6 @@ class Simulator:
 
     name = "simulator"
     first_is_largest = False
-    parallel = False
 
     def __init__(self, noise_of: int = 0, library: Library | None = None) -> None:
         """noise_of: ring dimension. library: whose public-key encryption is simulated."""
