@@ -8,6 +8,7 @@ that ``backend.toml`` names. The environment variable BENCH_CONFORMANCE_BACKENDS
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
 import time
@@ -22,7 +23,7 @@ import pytest
 from backends.registry import backends, resolve
 from bench.process import Party, TrialError
 from bench.session import Place, Session, Work
-from models.network import Flatten, Gemm, Network, Operator, Polynomial, Quantise, Relu, chain
+from models.network import Add, Flatten, Gemm, Mul, Network, Node, Operator, Polynomial, Quantise, Relu, chain
 
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
 HIDDEN = 5
@@ -70,6 +71,36 @@ def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), o
             Gemm(random.normal(size=output), random.normal(size=outputs)),
         )
     return chain("tiny", "conformance", lowering, input_shape, layers)
+
+
+def branching_network(lowering: str, outputs: int = 3) -> Network:
+    """A residual sum, or a gate and a residual sum where values are real: for backends that declare these operators."""
+    tiny = tiny_network(lowering, (1, 4, 4), HIDDEN)
+    trunk, random = tiny.results[0], np.random.default_rng(7)
+    output: Operator = Gemm(random.normal(size=(outputs, HIDDEN)), random.normal(size=outputs))
+    if lowering == "integer":
+        *body, last = tiny.operators  # the sum of two quantised values of one scale
+        hidden = tiny.nodes[-2].output
+        square = dataclasses.replace(last, weight=random.integers(-1, 2, (HIDDEN, HIDDEN)) * 1.0, weight_scale=1.0)
+        output = Gemm(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8)
+        more = (
+            Node(dataclasses.replace(square, bias=np.zeros(HIDDEN)), (hidden,), "branch"),
+            Node(Relu(), ("branch",), "positive"),
+            Node(body[-1], ("positive",), "quantised"),
+            Node(Add(), (hidden, "quantised"), "sum"),
+            Node(output, ("sum",), "logits"),
+        )
+        nodes = (*tiny.nodes[:-1], *more)
+    else:
+        gate = Gemm(random.normal(size=(HIDDEN, HIDDEN)) / 4, np.ones(HIDDEN))
+        more = (
+            Node(gate, (trunk,), "gate"),
+            Node(Mul(), (trunk, "gate"), "gated"),
+            Node(Add(), ("gated", trunk), "sum"),
+            Node(output, ("sum",), "logits"),
+        )
+        nodes = (*tiny.nodes, *more)
+    return dataclasses.replace(tiny, nodes=nodes, results=("logits",))
 
 
 def random_images(network: Network, count: int, seed: int = 2) -> np.ndarray:
@@ -204,6 +235,16 @@ def test_extreme_images(deployment: Deployment) -> None:
 def test_one_output(spec: str, tmp_path: Path) -> None:
     """Gray images; one logit is a number and not a vector for some libraries."""
     network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4), outputs=1)
+    with deploy(spec, network, tmp_path) as deployment:
+        deployment.check(random_images(network, 2))
+
+
+def test_branches(spec: str, tmp_path: Path) -> None:
+    """Where the backend declares their operators: a value that is read twice, a sum, a product."""
+    info = resolve(spec)[0]
+    network = branching_network(info.lowering)
+    if why := info.refuses("single-stream", "plain", (node.type for node in network.nodes)):
+        pytest.skip(why)
     with deploy(spec, network, tmp_path) as deployment:
         deployment.check(random_images(network, 2))
 

@@ -122,7 +122,10 @@ def _candidate(
     if target.grid:
         kind += f", to a grid {target.grid.height} × {target.grid.width} step {target.grid.step}"
     kernel = Kernel(kind, 0, terms, np.zeros((0, slots)), folds, real_part)
-    output_slots = tuple((slot,) for slot in target.positions.tolist())
+    # Of several copies one far from slot 0. OpenFHE's key switching does not round but truncates; half a unit in every
+    # coefficient is a large error in the first slots, whose roots of unity are near 1, and next to none in others.
+    far = slots // 2 if target.period < slots else 0
+    output_slots = tuple((far + slot,) for slot in target.positions.tolist())
 
     def place(bias: np.ndarray) -> np.ndarray:
         vector = np.zeros(target.period)

@@ -23,7 +23,7 @@ from backends.slots.plan import Input, Packed, Plan
 from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 
 Objective = Literal["server", "upload", "memory"]
-RING_DIMENSIONS = (8192, 16384, 32768)
+RING_DIMENSIONS = (8192, 16384, 32768, 65536)
 PRIMES_PER_SQUARE = (1, 2)
 KEPT_PRIMES = (0, 1)  # beside the first one: if nothing else holds the logits
 LARGEST_PRIME_BITS = 60
