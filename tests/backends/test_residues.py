@@ -62,7 +62,9 @@ def test_a_product_is_exact(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(10, 61), st.integers(0, 52), st.integers(0, 2**32 - 1))
 def test_no_sum_of_limbs_exceeds_what_floats_hold(inputs: int, prime_bits: int, weight_bits: int, seed: int) -> None:
-    weights = np.random.default_rng(seed).integers(-(2**weight_bits), 2**weight_bits + 1, (3, inputs)).astype(np.float64)
+    weights = (
+        np.random.default_rng(seed).integers(-(2**weight_bits), 2**weight_bits + 1, (3, inputs)).astype(np.float64)
+    )
     weights[0, 0] = 2.0**weight_bits
     try:
         limbs = residues.limbs(weights, prime_bits)
@@ -157,9 +159,7 @@ def test_residues_are_those_of_the_ciphertext(library) -> None:
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.tuples(st.integers(1, 4), st.integers(1, 12)), st.integers(8, 30), st.booleans(), st.integers(0, 2**32 - 1)
-)
+@given(st.tuples(st.integers(1, 4), st.integers(1, 12)), st.integers(8, 30), st.booleans(), st.integers(0, 2**32 - 1))
 def test_a_product_of_residues_is_the_librarys_own(
     library, shape: tuple[int, int], scale_bits: int, squares: bool, seed: int
 ) -> None:

@@ -277,10 +277,8 @@ def test_predicted_operations_are_the_executed_ones() -> None:
     assert_counts(plan, flat)
 
 
-COUNTED = (
-    """multiply_plain multiply multiply_scalar add_plain add square relinearise rescale mod_switch conjugate
+COUNTED = """multiply_plain multiply multiply_scalar add_plain add square relinearise rescale mod_switch conjugate
     rotate""".split()
-)
 
 
 def assert_counts(plan: Plan, images: np.ndarray) -> None:
@@ -292,7 +290,9 @@ def assert_counts(plan: Plan, images: np.ndarray) -> None:
     program = Program(plan, simulator, moduli, weights)
     simulator.counts.clear()
     program.run(encrypt(plan, simulator, images[:1]))
-    assert {name: simulator.counts.get(name, 0) for name in COUNTED} == {name: predicted.get(name, 0) for name in COUNTED}
+    assert {name: simulator.counts.get(name, 0) for name in COUNTED} == {
+        name: predicted.get(name, 0) for name in COUNTED
+    }
 
 
 # -- the libraries ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import socket
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends import frames
+from backends import frames, wire
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, owner, security
 from models import ptq, tasks, zoo
@@ -470,6 +471,15 @@ def test_messages_of_another_kind_or_count_are_refused(parties):
     ):
         with pytest.raises(MessageError, match=reason):
             server.deserialise(frames.pack(frames.REQUEST, parts, **values))
+
+
+def test_a_closed_connection_is_an_exception_while_concrete_is_in_the_process(parties):
+    """Its runtime takes SIGPIPE for the end of the process."""
+    parties.logits(IMAGES[:1])
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, pytest.raises(BrokenPipeError):
+        wire.send(ours, wire.Message({"operation": "infer"}))
 
 
 def test_damaged_artifacts_are_refused(prepared):

@@ -174,7 +174,9 @@ def test_larger_medmnist_images_are_asked_for_by_their_own_name(bench: CommandLi
 
 def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "own-models.md").read_text()
-    (program,), (commands,) = (re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) for language in ("python", "sh"))
+    (program,), (commands,) = (
+        re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) for language in ("python", "sh")
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "COLUMNS": "200"}
     environment.pop("MEDMNIST_DATA_DIR", None)
 

@@ -296,7 +296,12 @@ def test_an_affine_map_of_the_image_is_folded_into_the_layer_behind_it(tmp_path)
         helper.make_node("Div", ["a", "std"], ["b"]),
         helper.make_node("Conv", ["b", "k"], ["z"]),
     ]
-    constants = {"mean": weights(1, 3, 1, 1), "std": weights(3, 1, 1) + 5, "k": weights(4, 3, 3, 3), "w": weights(64, 2)}
+    constants = {
+        "mean": weights(1, 3, 1, 1),
+        "std": weights(3, 1, 1) + 5,
+        "k": weights(4, 3, 3, 3),
+        "w": weights(64, 2),
+    }
     assert types(read(tmp_path, [*nodes, *END], constants)) == ["Conv", "Flatten", "Gemm"]
 
 
@@ -370,7 +375,10 @@ def test_flat_inputs_double_precision_and_weights_in_another_file(tmp_path):
 @pytest.mark.parametrize(
     "node, said",
     [
-        (helper.make_node("MaxPool", ["x"], ["z"], "pool1", kernel_shape=(2, 2)), "MaxPool node pool1.*average pooling"),
+        (
+            helper.make_node("MaxPool", ["x"], ["z"], "pool1", kernel_shape=(2, 2)),
+            "MaxPool node pool1.*average pooling",
+        ),
         (helper.make_node("Sigmoid", ["x"], ["z"]), "not the end of the network"),
         (helper.make_node("LeakyRelu", ["x"], ["z"]), "LeakyRelu.*supported are Add, AveragePool, BatchNormalization"),
         (helper.make_node("AveragePool", ["x"], ["z"], kernel_shape=(2, 2), strides=(3, 3), ceil_mode=1), "ceil_mode"),
@@ -403,7 +411,11 @@ def test_operators_of_another_domain(tmp_path):
 
 @pytest.mark.parametrize(
     "shape, said",
-    [(("n", 3, "h", "w"), "only the batch may be free"), (("n", 3, 6), "batch, channels, height, width"), ((), "batch")],
+    [
+        (("n", 3, "h", "w"), "only the batch may be free"),
+        (("n", 3, 6), "batch, channels, height, width"),
+        ((), "batch"),
+    ],
 )
 def test_wrong_input_shapes(shape, said, tmp_path):
     assert said in refused(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], shape=shape)

@@ -116,7 +116,11 @@ def test_what_does_not_fit_is_refused_in_one_sentence(options, said, tmp_path):
         ("binary-class", lambda n: np.arange(n) % 3, "3 classes are not binary-class"),
         ("multi-label", lambda n: np.arange(n) % 2, "a column of 0 and 1 for each label"),
         ("multi-class", few_columns, "one column of class numbers"),
-        ("regression", lambda n: np.arange(n) % 2, "choose from multi-class, binary-class, ordinal-regression, multi-label"),
+        (
+            "regression",
+            lambda n: np.arange(n) % 2,
+            "choose from multi-class, binary-class, ordinal-regression, multi-label",
+        ),
     ],
 )
 def test_kinds_that_do_not_fit(kind, label, said, tmp_path):
