@@ -16,7 +16,7 @@ import tempfile
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Cluster:
 
     def run(
         self, wanted: list[Trial], options: Options, store: Store, folder: Path, report: Report
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, None]:
         """As `bench.trials.here`, in any order. Whoever stops before the last record cancels the other trials.
 
         Raises RunError if the scheduler is lost.

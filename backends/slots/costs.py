@@ -148,7 +148,8 @@ def _rotate_sum(count: Counter[str], inputs: int, steps: int, adds: int) -> None
 def request_ciphertexts(plan: Plan) -> int:
     if not plan.input.batched:
         return len(plan.input.real)
-    return next(w.shape[1] for step in plan.affines for v, w in zip(step.sources, step.weights) if v == 0)
+    scalars = (step for step in plan.affines if isinstance(step, Scalar))
+    return next(w.shape[1] for step in scalars for v, w in zip(step.sources, step.weights) if v == 0)
 
 
 def load(folder: Path) -> dict[str, list[float]]:
@@ -166,7 +167,7 @@ def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table
         if primes <= len(values):
             return values[primes - 1]
         fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
-        return float(max(np.polyval(fit, primes), values[-1]))
+        return max(float(np.polyval(fit, primes)), values[-1])
 
     return float(growth * sum(times * cost(primitive) for primitive, times in count.items() if times))
 
@@ -256,7 +257,7 @@ def main() -> None:
     """Measures the named backends and rewrites their ``costs.json``."""
     for name in sys.argv[1:]:
         module = import_module(f"backends.{name}")
-        folder = Path(module.__file__).parent
+        folder = Path(__file__).parents[1] / name
         document = {"ring_dimension": REFERENCE_RING_DIMENSION, "threads": 2, "milliseconds": measure(module.LIBRARY)}
         (folder / "costs.json").write_text(json.dumps(document, indent=1) + "\n")
         print(json.dumps(document["milliseconds"]))
