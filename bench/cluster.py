@@ -46,6 +46,7 @@ class Cluster:
     def __init__(self, client: Client) -> None:
         """Raises RunError for a worker that takes none, or several."""
         workers = client.scheduler_info(n_workers=-1)["workers"]
+        assert client.scheduler is not None
         if bad := [address for address, about in workers.items() if about["resources"] != TRIAL]:
             raise RunError(
                 f"{len(bad)} of {len(workers)} workers do not take one trial at a time ({bad[0]}); start each with: "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from backends.registry import backends, broken
@@ -135,7 +135,7 @@ def _import(modules: Sequence[str]) -> list[str]:
     return [""] * good + [wrong] + _import(modules[good + 1 :])
 
 
-def _abi(installed) -> str:
+def _abi(installed: Distribution) -> str:
     """The CPython that compiled extensions are really built for: a tag may say py3-none-any and be wrong."""
     names = {p.name for p in installed.files or () if ".cpython-" in p.name and p.suffix == ".so"}
     abis = sorted({name.split(".cpython-")[1].split("-")[0] for name in names})

@@ -11,6 +11,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -213,7 +215,7 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
     product = e.dot([a], [plain])
     bias = e.encode(vector, 2.0**36, 0)
 
-    def ms(call) -> float:
+    def ms(call: Callable[[], object]) -> float:
         samples = []
         for _ in range(repetitions + 1):
             start = time.perf_counter_ns()
@@ -223,8 +225,8 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
 
     add = ms(lambda: e.add(a, b))
     dot1, dot9 = ms(lambda: e.dot([a], [plain])), ms(lambda: e.dot([a] * 9, [plain] * 9))
-    sum1, sum9 = (ms(lambda n=n: e.weighted_sum([a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
-    product1, product9 = (ms(lambda n=n: e.dot_ciphers([a] * n, [b] * n)) for n in (1, 9))
+    sum1, sum9 = (ms(partial(e.weighted_sum, [a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
+    product1, product9 = (ms(partial(e.dot_ciphers, [a] * n, [b] * n)) for n in (1, 9))
     many1, many4 = ms(lambda: e.rotate_many(a, [1])), ms(lambda: e.rotate_many(a, [1, 2, 3, 4]))
     one = ms(lambda: e.rotate_sum([(a, 1)]))
     four_steps = ms(lambda: e.rotate_sum([(a, 1), (a, 2), (a, 3), (a, 4)]))

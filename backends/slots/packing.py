@@ -229,7 +229,7 @@ def _windows(
         )
         imaginary = imaginary if is_complex else np.full_like(real, -1)
 
-        def vector(chunk: int, e: int, real=real, imaginary=imaginary) -> np.ndarray:
+        def vector(chunk: int, e: int, real: np.ndarray = real, imaginary: np.ndarray = imaginary) -> np.ndarray:
             return _diagonal(weight, real[chunk], imaginary[chunk] if is_complex else None)
 
         kind = f"{chunks} × {blocks} inputs of each output{', two a slot' if is_complex else ''}"
