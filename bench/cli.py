@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime, timezone
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -98,7 +99,8 @@ Bandwidth = Annotated[
 def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
     try:
         with stoppable():
             app()
@@ -486,7 +488,7 @@ def _row(record: Record) -> tuple[str, ...]:
     return (
         record.trial.label,
         record.status,
-        f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
+        f"{quality.encrypted.accuracy.value:.1%}" if quality and quality.encrypted else "",
         with_unit(metrics.median_interval(server).value, "s") if server else "",
         with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
         with_unit(keys, "bytes") if keys else "",

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Cluster:
     def __init__(self, client: Client) -> None:
         """Raises RunError for a worker that takes none, or several."""
         workers = client.scheduler_info(n_workers=-1)["workers"]
+        assert client.scheduler is not None
         if bad := [address for address, about in workers.items() if about["resources"] != TRIAL]:
             raise RunError(
                 f"{len(bad)} of {len(workers)} workers do not take one trial at a time ({bad[0]}); start each with: "
@@ -61,7 +62,7 @@ class Cluster:
 
     def run(
         self, wanted: list[Trial], options: Options, store: Store, folder: Path, report: Report
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, None]:
         """As `bench.trials.here`, in any order. Whoever stops before the last record cancels the other trials.
 
         Raises RunError if the scheduler is lost.

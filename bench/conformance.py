@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,13 @@ def branching_network(lowering: str, outputs: int = 3) -> Network:
     trunk, random = tiny.results[0], np.random.default_rng(7)
     output: Operator = Gemm(random.normal(size=(outputs, HIDDEN)), random.normal(size=outputs))
     if lowering == "integer":
-        *body, last = tiny.operators  # the sum of two quantised values of one scale
-        hidden = tiny.nodes[-2].output
-        square = dataclasses.replace(last, weight=random.integers(-1, 2, (HIDDEN, HIDDEN)) * 1.0, weight_scale=1.0)
+        quantise, hidden = tiny.nodes[-2].operator, tiny.nodes[-2].output  # the sum of two quantised values of one scale
+        square = Gemm(random.integers(-1, 2, (HIDDEN, HIDDEN)) * 1.0, np.zeros(HIDDEN), 3, 1.0)
         output = Gemm(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8)
-        more = (
-            Node(dataclasses.replace(square, bias=np.zeros(HIDDEN)), (hidden,), "branch"),
+        more: tuple[Node, ...] = (
+            Node(square, (hidden,), "branch"),
             Node(Relu(), ("branch",), "positive"),
-            Node(body[-1], ("positive",), "quantised"),
+            Node(quantise, ("positive",), "quantised"),
             Node(Add(), (hidden, "quantised"), "sum"),
             Node(output, ("sum",), "logits"),
         )
@@ -136,7 +136,9 @@ class Deployment(Session):
 
     @property
     def network(self) -> Network:
-        return self.work.network
+        network = self.work.network
+        assert network is not None
+        return network
 
     def with_server(self, server: Party) -> Deployment:
         """The same client with another server."""
@@ -286,6 +288,7 @@ def test_encrypted_model(spec: str, tmp_path: Path) -> None:
 def test_security(deployment: Deployment) -> None:
     security = deployment.report.security
     if deployment.encrypts:
+        assert security is not None
         assert isinstance(security["bits"], int) and security["bits"] >= 128
         assert isinstance(security["standard"], str) and security["standard"]
     else:
@@ -349,14 +352,14 @@ def flipped(message: bytes) -> Iterator[tuple[int, bytes]]:
 def test_server_refuses_damaged_requests_and_lives(deployment: Deployment) -> None:
     images = random_images(deployment.network, 1)
     for bad in damaged(deployment.request(images)).values():
-        assert_refused(lambda message=bad: deployment.server.call("deserialise", message=message), "server")
+        assert_refused(partial(deployment.server.call, "deserialise", message=bad), "server")
     deployment.check(images)
 
 
 def test_server_refuses_a_flipped_bit_and_lives(encrypting: Deployment) -> None:
     images = random_images(encrypting.network, 1)
     for _, bad in flipped(encrypting.request(images)):
-        assert_refused(lambda message=bad: encrypting.server.call("deserialise", message=message), "server")
+        assert_refused(partial(encrypting.server.call, "deserialise", message=bad), "server")
     encrypting.check(images)
 
 
@@ -373,7 +376,7 @@ def test_server_refuses_damaged_keys_and_lives(encrypting: Deployment) -> None:
     assert_refused(lambda: server.call("load_keys"), "server")
     for name, key in encrypting.keys.items():
         for bad in (*damaged(key).values(), *(bad for _, bad in flipped(key))):
-            assert_refused(lambda keys={name: bad}: server.call("load_keys", **encrypting.keys | keys), "server")
+            assert_refused(partial(server.call, "load_keys", **encrypting.keys | {name: bad}), "server")
     server.call("load_keys", **encrypting.keys)
     encrypting.with_server(server).check(random_images(encrypting.network, 1))
 
@@ -398,5 +401,5 @@ def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> N
     images = random_images(encrypting.network, 1)
     response = encrypting.response(encrypting.request(images))
     for bad in (*damaged(response).values(), *(bad for _, bad in flipped(response))):
-        assert_refused(lambda message=bad: encrypting.client.call("deserialise", message=message), "client")
+        assert_refused(partial(encrypting.client.call, "deserialise", message=bad), "client")
     assert_close(encrypting.lowering, encrypting.logits(response), encrypting.network.forward(images))

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from functools import partial
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from backends.registry import backends, broken
@@ -69,7 +70,7 @@ def findings(data_dir: Path | None) -> Iterator[Finding]:
         alone = {name: pool.submit(_import, [module]) for name, module in named.items() if name not in TOGETHER}
         for name in named:
             imported, place = (together, TOGETHER.index(name)) if name in TOGETHER else (alone[name], 0)
-            yield _library(name, lambda imported=imported, place=place: imported.result()[place])
+            yield _library(name, partial(_said, imported, place))
     for plugin in broken():
         yield Finding("plug-in", None, str(plugin), "tell its author, or uninstall it")
     yield _data(data_dir)
@@ -95,6 +96,10 @@ def _machine() -> Iterator[Finding]:
     yield Finding(
         "memory", True if enough else None, f"{gigabytes:.1f} GB", "" if enough else "TFHE compiles need 8 GB"
     )
+
+
+def _said(imported: Future[list[str]], place: int) -> str:
+    return imported.result()[place]
 
 
 def _library(name: str, wrong_with: Callable[[], str]) -> Finding:
@@ -130,7 +135,7 @@ def _import(modules: Sequence[str]) -> list[str]:
     return [""] * good + [wrong] + _import(modules[good + 1 :])
 
 
-def _abi(installed) -> str:
+def _abi(installed: Distribution) -> str:
     """The CPython that compiled extensions are really built for: a tag may say py3-none-any and be wrong."""
     names = {p.name for p in installed.files or () if ".cpython-" in p.name and p.suffix == ".so"}
     abis = sorted({name.split(".cpython-")[1].split("-")[0] for name in names})

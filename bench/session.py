@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ SERVER_REQUEST = {name: stage for name, stage in REQUEST.items() if stage[0] == 
 
 MINIMUM_SECURITY_BITS = 128
 Phase = Literal["cold", "warm-up", "sample"]
+Own = TypeVar("Own", bound="Session")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Work:
     def message(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Header and blobs of `prepare` and `explain`."""
         names = ("variant", "scenario", "threads", "model_privacy", "options")
+        assert self.network is not None
         blobs = {"network": self.network.to_bytes(), "calibration": wire.array_to_bytes(self.calibration)}
         return {"job": {name: getattr(self, name) for name in names}}, blobs
 
@@ -142,7 +144,7 @@ class Session:
         """On `time.monotonic`."""
         return self._place.deadline
 
-    def __enter__(self) -> Session:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(
@@ -195,7 +197,7 @@ class Session:
         """The two artifacts and the report; the owner ends unless it has to encrypt the model later."""
         self.owner = self.start("owner")
         header, blobs = self.work.message()
-        prepared = self.call(self.owner, "prepare", header, **blobs)
+        prepared = self.call(self.owner, "prepare", header, phase="sample", **blobs)
         if self.work.model_privacy == "plain":
             self.owner.close()
         self.artifacts = {side: prepared.blobs[side] for side in ("client", "server")}
@@ -218,9 +220,10 @@ class Session:
         self.ledger.sizes |= {f"{name}_key_bytes": len(blob) for name, blob in self.keys.items()}
         progress("load keys")
         public = self.keys.pop("public", b"")  # for the owner alone
-        self.call(self.server, "load_keys", **self.keys)
+        self.call(self.server, "load_keys", phase="sample", **self.keys)
         if self.work.model_privacy == "encrypted":
             progress("encrypt model")
+            assert self.owner is not None  # `prepare` left it for this
             self._model = self.call(self.owner, "encrypt_model", public=public).blobs["model"]
             self.owner.close()
             self.ledger.sizes["encrypted_model_bytes"] = len(self._model)
@@ -249,6 +252,7 @@ class Session:
         download = self.response(upload, phase)
         logits = self.logits(download, phase)
         self.ledger.sizes |= {"request_bytes": len(upload), "response_bytes": len(download)}
+        assert self.work.network is not None
         expected = (len(images), self.work.network.outputs)
         if logits.shape != expected or logits.dtype.kind not in "fiu":
             raise TrialError("wrong", f"the client decrypted {logits.dtype} {logits.shape}, not real logits {expected}")

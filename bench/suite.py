@@ -20,7 +20,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -124,5 +124,5 @@ def interleave(trials: list[Trial], seed: int) -> list[Trial]:
     return [trial for group in tasks.values() for trial in shuffle.sample(group, len(group))]
 
 
-def _list(value):
+def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,9 @@ class Options:
     memory_limit_bytes: int = 0
 
 
-def here(trials: list[Trial], options: Options, store: Store, folder: Path, report: Report) -> Iterator[Record]:
+def here(
+    trials: list[Trial], options: Options, store: Store, folder: Path, report: Report
+) -> Generator[Record, None, None]:
     """The record of each trial as soon as it is stored; `folder` receives the logs of the parties."""
     for number, trial in enumerate(trials):
 

@@ -63,6 +63,7 @@ class Fcnn(nn.Module):
         weight, bias = self.hidden.weight.double(), self.hidden.bias.double()
         bias = bias - weight.sum(1) * (MEAN / STD)
         weight = weight / STD
+        assert self.normalise.running_var is not None and self.normalise.running_mean is not None
         scale = (self.normalise.running_var.double() + self.normalise.eps).rsqrt()
         bias = (bias - self.normalise.running_mean) * scale
         weight = weight * scale[:, None]

@@ -201,7 +201,8 @@ class Quantise:
 
 
 Affine = Gemm | Conv | AveragePool | GlobalAveragePool | Flatten | Reshape  # of one value, without products of values
-Operator = Affine | Relu | Add | Mul | Pow | Polynomial | Quantise
+Unary = Affine | Relu | Pow | Polynomial | Quantise  # of one value
+Operator = Unary | Add | Mul
 OPERATORS: dict[str, type] = {
     c.__name__: c
     for c in (
@@ -215,6 +216,13 @@ def operands(operator: type) -> int:
     return 2 if operator in (Add, Mul) else 1
 
 
+def unary(operator: Operator) -> Unary:
+    """The operator itself. Raises NetworkError for one that takes two values."""
+    if isinstance(operator, Add | Mul):
+        raise NetworkError(f"{type(operator).__name__} takes two values, where only operators of one have a place")
+    return operator
+
+
 def _padded(x: np.ndarray, pads: Pads) -> np.ndarray:
     top, left, bottom, right = pads
     return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -223,7 +231,7 @@ def _padded(x: np.ndarray, pads: Pads) -> np.ndarray:
 def _windows(x: np.ndarray, kernel: Pair, strides: Pair, dilations: Pair = (1, 1)) -> np.ndarray:
     """(batch, channels, height, width, kernel_h, kernel_w)"""
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
-    every = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
+    every = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))  # type: ignore[call-overload]  # one axis only
     return every[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
 
 

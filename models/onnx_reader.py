@@ -41,7 +41,7 @@ from models.network import (
 
 FREE_BATCH = 61  # stands for a batch axis of any length where shapes are computed; no view of one sample starts with it
 DEGREE = 16  # of one polynomial; a product that would have more is one of two values
-FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.DOUBLE: np.float64}
+FLOATS: dict[int, type[np.floating]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.DOUBLE: np.float64}
 CURES = {
     "MaxPool": "train it with average pooling instead",
     "Sigmoid": "train it with a polynomial instead, or a Relu",
@@ -157,8 +157,8 @@ class Reader:
                 needed |= set(inputs)
         nodes = [self._final(node) for node in reversed(nodes)]
         lowering = "float" if any(isinstance(node.operator, Relu) for node in nodes) else "polynomial"
-        inputs = (Input(IMAGE, self._shapes[IMAGE]),)
-        return Network(name, "", lowering, inputs, tuple(nodes), (result,), provenance)
+        image = Input(IMAGE, self._shapes[IMAGE])
+        return Network(name, "", lowering, (image,), tuple(nodes), (result,), provenance)
 
     def _final(self, node: Node) -> Node:
         if not isinstance(node.operator, Gemm | Conv):
@@ -273,6 +273,12 @@ class Reader:
         if name not in self._constants and name not in self._views:
             self.refuse(node, f"reads {name}, a second output of another node; export the network after .eval()")
         return self._constants[name] if name in self._constants else self._views[name]
+
+    def given(self, node: NodeProto, index: int) -> View | np.ndarray:
+        found = self.operand(node, index)
+        if found is None:
+            self.refuse(node, f"lacks input {index}; export it with all of its inputs")
+        return found
 
     def view(self, node: NodeProto, index: int = 0) -> View:
         found = self.operand(node, index)
@@ -465,11 +471,10 @@ def _gemm(reader: Reader, node: NodeProto) -> View:
     if found["transA"]:
         reader.refuse(node, "has transA=1, which mixes the images of a batch; export it with transA=0")
     weight = np.asarray(weight, np.float64) if found["transB"] else np.asarray(weight, np.float64).T
-    added = isinstance(bias, View)
-    known = np.zeros(1) if bias is None or added else np.asarray(bias, np.float64) * found["beta"]
-    made = _linear(reader, node, weight * found["alpha"], known)
-    if not added:
-        return made
+    if not isinstance(bias, View):
+        known = np.zeros(1) if bias is None else np.asarray(bias, np.float64) * found["beta"]
+        return _linear(reader, node, weight * found["alpha"], known)
+    made = _linear(reader, node, weight * found["alpha"], np.zeros(1))
     return reader.combined(node, made, reader.affine(bias, np.array([found["beta"]]), np.zeros(1)), Add())
 
 
@@ -619,7 +624,7 @@ def _relu(reader: Reader, node: NodeProto) -> View:
 
 @_reads("Add", "Sub", "Mul", "Sum")
 def _binary(reader: Reader, node: NodeProto) -> View:
-    first, *others = (reader.operand(node, index) for index in range(len(node.input)))
+    first, *others = (reader.given(node, index) for index in range(len(node.input)))
     for other in others:
         first = _pair(reader, node, first, other)
     if not isinstance(first, View):
@@ -631,12 +636,13 @@ def _pair(reader: Reader, node: NodeProto, a: View | np.ndarray, b: View | np.nd
     one, zero = np.ones(1), np.zeros(1)
     if node.op_type == "Sub":
         b = reader.affine(b, -one, zero) if isinstance(b, View) else -b
-    if isinstance(a, View) and isinstance(b, View):
+    if not isinstance(a, View):
+        if not isinstance(b, View):
+            return a + b
+        a, b = b, a
+    if isinstance(b, View):
         return reader.combined(node, a, b, Mul() if node.op_type == "Mul" else Add())
-    if not isinstance(a, View) and not isinstance(b, View):
-        return a + b
-    view, constant = (a, b) if isinstance(a, View) else (b, a)
-    view, columns = reader.columns(node, view, constant)
+    view, columns = reader.columns(node, a, b)
     return reader.affine(view, columns, zero) if node.op_type == "Mul" else reader.affine(view, one, columns)
 
 
@@ -647,7 +653,7 @@ def _neg(reader: Reader, node: NodeProto) -> View:
 
 @_reads("Div")
 def _div(reader: Reader, node: NodeProto) -> View:
-    divisor = reader.operand(node, 1)
+    divisor = reader.given(node, 1)
     if isinstance(divisor, View):
         reader.refuse(node, "divides by values that are not constant, which no backend can; replace it by a polynomial")
     if not np.all(divisor):

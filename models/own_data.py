@@ -50,7 +50,8 @@ def read(path: Path | str, kind: str = "") -> Dataset:
         size=(height, width),
         file=f"{path}:{given}" if given else str(path),
     )
-    return Dataset(task, *(Split(images[split], labels[split]) for split in SPLITS), md5=md5)
+    train, val, test = (Split(images[split], labels[split]) for split in SPLITS)
+    return Dataset(task, train, val, test, md5)
 
 
 @functools.lru_cache(maxsize=1)  # asked for the task, then for the data

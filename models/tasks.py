@@ -308,7 +308,8 @@ def _read(task: Task, path: Path) -> Dataset:
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Dataset(task, *(split(name) for name in SPLITS), md5=task.md5)
+            train, val, test = map(split, SPLITS)
+            return Dataset(task, train, val, test, task.md5)
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path} is not the file of {task.name}: {error}; download it from {task.url}") from error
 
@@ -395,6 +396,6 @@ def _load_digits(task: Task) -> Dataset:
 
     rest, test = divide(np.arange(len(labels)), task.samples["test"])
     train, val = divide(rest, task.samples["val"])
-    splits = (Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test))
+    one, two, three = (Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test))
     path = _digits_file()
-    return Dataset(task, *splits, md5=_md5(path) if path else "")
+    return Dataset(task, one, two, three, _md5(path) if path else "")

@@ -94,6 +94,7 @@ class Affine(Function):
         return functional.conv2d(x, self.weight, self.bias, layer.strides, padding, layer.dilations, layer.group)
 
     def export(self) -> Operator:
+        assert isinstance(self.operator, Gemm | Conv)
         return dataclasses.replace(self.operator, weight=_array(self.weight), bias=_array(self.bias))
 
 
@@ -124,6 +125,7 @@ class Series(Function):
         return c[0] + x * y - later
 
     def export(self) -> Operator:
+        assert isinstance(self.operator, Polynomial)
         return dataclasses.replace(self.operator, coefficients=_array(self.coefficients))
 
 

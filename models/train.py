@@ -151,7 +151,7 @@ class Recipe:
                 decay=0.05,
                 use=index,
                 augmented=True,
-                progress=lambda f, text, i=index: progress((i + f) / TEACHERS, text),
+                progress=_part(progress, index, TEACHERS),
             )
             for index in range(TEACHERS)
         ]
@@ -228,9 +228,10 @@ class Recipe:
 
     def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
         """Of RESTARTS networks, the one with the lowest loss on the validation images."""
-        loss, best = _loss(self.task), (np.inf, None)
+        loss = _loss(self.task)
+        best: tuple[float, Network | None] = (math.inf, None)
         for index in range(RESTARTS):
-            network = make(index, lambda f, text, i=index: progress((i + f) / RESTARTS, text))
+            network = make(index, _part(progress, index, RESTARTS))
             logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
             score = loss(logits, validation.targets.double()).item()
             if score < best[0]:
@@ -326,6 +327,11 @@ def evaluate(network: Network, split: Split, kind: str) -> dict[str, float]:
     given = scores(kind, logits)
     areas = [roc_auc_score(t, s) for t, s in zip(truth.T, given.T, strict=True) if 0 < t.sum() < len(t)]
     return {"accuracy": float(np.mean(correct)), "auc": float(np.mean(areas)), "images": len(split)}
+
+
+def _part(progress: Progress, index: int, count: int) -> Progress:
+    """Of one of several jobs of about the same length."""
+    return lambda fraction, text: progress((index + fraction) / count, text)
 
 
 def _logits(modules: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:

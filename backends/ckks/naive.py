@@ -89,6 +89,7 @@ class NaiveOwner:
 class _Party:
     """What client and server have in common: what their messages are for, and whose keys they use."""
 
+    _purpose: bytes
     _identity: bytes
     _context: ts.Context
 

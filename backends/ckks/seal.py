@@ -149,7 +149,7 @@ class SealClient:
     def serialise(self, fresh: Any) -> bytes:
         return _save(fresh)
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return _load_ciphertext(self._context, self._levels, data, level)
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
@@ -160,7 +160,7 @@ class SealClient:
 
 
 class SealOwner:
-    def __init__(self, parameters: Parameters, public_key: bytes) -> None:
+    def __init__(self, parameters: Parameters, public_key: bytes | memoryview) -> None:
         self._context = _context(parameters)
         self._encoder = seal.CKKSEncoder(self._context)
         self._encryptor = seal.Encryptor(self._context, _load(seal.PublicKey, self._context, public_key))
@@ -185,18 +185,18 @@ class SealEvaluator:
         self._scratch_plain = seal.Plaintext()
         self._forms: dict[tuple[int, int], Cipher] = {}
 
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         relin, galois = frames.exactly(2, parts, "parts of the evaluation keys")
         self._relin = _load(seal.RelinKeys, self._context, relin) if relin else None
         self._galois = _load(seal.GaloisKeys, self._context, galois) if galois else None
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return _load_ciphertext(self._context, self._levels, data, level)
 
     def serialise(self, cipher: Cipher) -> bytes:
         return _save(cipher)
 
-    def read(self, data: bytes, level: int) -> np.ndarray:
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
         return self.residues(self.deserialise(data, level))
 
     def residues(self, cipher: Cipher) -> np.ndarray:
@@ -335,7 +335,7 @@ class Seal:
     def client(self, parameters: Parameters) -> SealClient:
         return SealClient(parameters)
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> SealOwner:
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> SealOwner:
         return SealOwner(parameters, public_key)
 
     def evaluator(self, parameters: Parameters) -> SealEvaluator:

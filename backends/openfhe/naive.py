@@ -106,7 +106,8 @@ class _Party:
 
     def _unpack(self, kind: bytes, message: bytes, level: int | None) -> Any:
         frame = frames.unpack(kind, message, purpose=self._purpose, keys=self._identity, batch=1)
-        return self._ciphertexts.deserialise(*frames.exactly(1, frame.parts, "ciphertext"), level)
+        (part,) = frames.exactly(1, frame.parts, "ciphertext")
+        return self._ciphertexts.deserialise(part, level)
 
 
 class NaiveClient(_Party):

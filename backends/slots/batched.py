@@ -16,31 +16,32 @@ import functools
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from backends.api import BackendError
 from backends.slots import residues
 from backends.slots.execute import METHODS, Program
-from backends.slots.library import Cipher, Evaluator
+from backends.slots.library import Cipher, Evaluator, ResidueEvaluator
 from backends.slots.plan import Plan, Scalar
 from backends.slots.workers import cores, share, shared_array
 
 TILE_ROWS = 96
-Value = Sequence[Sequence[np.ndarray]]  # an array, or views of the ciphertexts of a request
+Value: TypeAlias = "np.ndarray | list[list[np.ndarray]]"  # an array, or views of the ciphertexts of a request
 
 
 def program(plan: Plan, evaluator: Evaluator, moduli: list[int]) -> Program | BatchedProgram:
     """For a plan whose weights are in the clear."""
-    offers = plan.input.batched and hasattr(evaluator, "residues")
-    return (BatchedProgram if offers else Program)(plan, evaluator, moduli)
+    if plan.input.batched and hasattr(evaluator, "residues"):
+        return BatchedProgram(plan, cast(ResidueEvaluator, evaluator), moduli)
+    return Program(plan, evaluator, moduli)
 
 
 class BatchedProgram:
     """A plan of `Scalar` steps, products and carries, loaded into an evaluator."""
 
-    def __init__(self, plan: Plan, evaluator: Evaluator, moduli: list[int]) -> None:
+    def __init__(self, plan: Plan, evaluator: ResidueEvaluator, moduli: list[int]) -> None:
         self.plan = plan
         self._evaluator, self._moduli = evaluator, moduli
         self._program = Program(plan, evaluator, moduli, weights=())
@@ -74,13 +75,18 @@ class BatchedProgram:
         sources = self.plan.steps[value - 1].sources
         return set().union(*({v} if v == 0 or self._is_kept(v) else self._reads(v) for v in sources))
 
+    def _scalar(self, value: int) -> Scalar:
+        step = self.plan.steps[value - 1]
+        assert isinstance(step, Scalar)
+        return step
+
     def _primes(self, value: int) -> list[int]:
         """Those modulo which an affine value is summed."""
         return self._moduli[: len(self._moduli) - self.plan.work(value)]
 
     # -- the request and the response ------------------------------------------------------------------------------------
 
-    def read(self, parts: Sequence[bytes]) -> Value:
+    def read(self, parts: Sequence[bytes | memoryview]) -> Value:
         """The ciphertexts of a request. Raises MessageError."""
         first = self._evaluator.read(parts[0], 0)
         if not first.flags.owndata:  # a view of the request, which costs nothing
@@ -95,7 +101,7 @@ class BatchedProgram:
 
     def run(self, request: Value) -> list[Cipher]:
         """What `read` returned → ciphertexts of the response."""
-        values = {0: request}
+        values: dict[int, Value] = {0: request}
         for index in range(len(self.plan.steps)):
             self.step(index, values)
         last = values[len(self.plan.steps)]
@@ -154,7 +160,7 @@ class BatchedProgram:
         scalars = [value]
         while not isinstance(self.plan.steps[scalars[0] - 1], Scalar):
             scalars = [source for v in scalars for source in self.plan.steps[v - 1].sources]
-        together = any(self.plan.steps[v - 1].split for v in scalars)
+        together = any(self._scalar(v).split for v in scalars)
         weights = self._weights[scalars[0]][0]
         groups = [self._halves] if together else [[half] for half in self._halves]
         each = -(-cores() // len(groups))
@@ -181,7 +187,7 @@ class BatchedProgram:
         sums: list[np.ndarray] = []
         for half in [0] if step.split else halves:
             if -value in values:
-                total = values[-value][half][rows]
+                total = np.asarray(values[-value][half])[rows]
             else:
                 parts = [
                     residues.matmul(self._signed(value, k, half)[rows], values[source][half], primes)
@@ -199,7 +205,7 @@ class BatchedProgram:
 
     def _signed(self, value: int, index: int, half: int) -> np.ndarray:
         """The weights for a source; see `Scalar.signs`."""
-        signs = self.plan.steps[value - 1].signs
+        signs = self._scalar(value).signs
         return self._weights[value][index] * (signs[index] if half else 1.0)
 
     def _constant(self, number: float, split: bool, primes: list[int]) -> np.ndarray:

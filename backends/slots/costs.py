@@ -11,6 +11,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -148,7 +150,8 @@ def _rotate_sum(count: Counter[str], inputs: int, steps: int, adds: int) -> None
 def request_ciphertexts(plan: Plan) -> int:
     if not plan.input.batched:
         return len(plan.input.real)
-    return next(w.shape[1] for step in plan.affines for v, w in zip(step.sources, step.weights) if v == 0)
+    scalars = (step for step in plan.affines if isinstance(step, Scalar))
+    return next(w.shape[1] for step in scalars for v, w in zip(step.sources, step.weights) if v == 0)
 
 
 def load(folder: Path) -> dict[str, list[float]]:
@@ -166,7 +169,7 @@ def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table
         if primes <= len(values):
             return values[primes - 1]
         fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
-        return float(max(np.polyval(fit, primes), values[-1]))
+        return max(float(np.polyval(fit, primes)), values[-1])
 
     return float(growth * sum(times * cost(primitive) for primitive, times in count.items() if times))
 
@@ -212,7 +215,7 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
     product = e.dot([a], [plain])
     bias = e.encode(vector, 2.0**36, 0)
 
-    def ms(call) -> float:
+    def ms(call: Callable[[], object]) -> float:
         samples = []
         for _ in range(repetitions + 1):
             start = time.perf_counter_ns()
@@ -222,8 +225,8 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
 
     add = ms(lambda: e.add(a, b))
     dot1, dot9 = ms(lambda: e.dot([a], [plain])), ms(lambda: e.dot([a] * 9, [plain] * 9))
-    sum1, sum9 = (ms(lambda n=n: e.weighted_sum([a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
-    product1, product9 = (ms(lambda n=n: e.dot_ciphers([a] * n, [b] * n)) for n in (1, 9))
+    sum1, sum9 = (ms(partial(e.weighted_sum, [a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
+    product1, product9 = (ms(partial(e.dot_ciphers, [a] * n, [b] * n)) for n in (1, 9))
     many1, many4 = ms(lambda: e.rotate_many(a, [1])), ms(lambda: e.rotate_many(a, [1, 2, 3, 4]))
     one = ms(lambda: e.rotate_sum([(a, 1)]))
     four_steps = ms(lambda: e.rotate_sum([(a, 1), (a, 2), (a, 3), (a, 4)]))
@@ -256,7 +259,7 @@ def main() -> None:
     """Measures the named backends and rewrites their ``costs.json``."""
     for name in sys.argv[1:]:
         module = import_module(f"backends.{name}")
-        folder = Path(module.__file__).parent
+        folder = Path(__file__).parents[1] / name
         document = {"ring_dimension": REFERENCE_RING_DIMENSION, "threads": 2, "milliseconds": measure(module.LIBRARY)}
         (folder / "costs.json").write_text(json.dumps(document, indent=1) + "\n")
         print(json.dumps(document["milliseconds"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -105,7 +105,7 @@ class Program:
         kernels = [_kernel(kernel, weights) for kernel in step.kernels]
         return _Loaded([next(weights)], kernels)
 
-    def read(self, parts: Sequence[bytes]) -> list[Cipher]:
+    def read(self, parts: Sequence[bytes | memoryview]) -> list[Cipher]:
         """The ciphertexts of a request. Raises MessageError."""
         return [self.evaluator.deserialise(part, 0) for part in parts]
 
@@ -208,7 +208,7 @@ class Program:
         return first + second
 
 
-METHODS = {
+METHODS: dict[type, Callable[..., list[Cipher]]] = {
     Product: Program._product,
     Carry: Program._carry,
     Packed: Program._packed,

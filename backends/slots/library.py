@@ -69,7 +69,7 @@ class ClientLibrary(Protocol):
     def serialise(self, fresh: Cipher) -> bytes:
         """A fresh ciphertext, in the library's smallest form."""
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         """level: that the ciphertext must have; None: any. Raises MessageError for all but a ciphertext of two polynomials
         of these parameters."""
 
@@ -89,10 +89,10 @@ class OwnerLibrary(Protocol):
 class Evaluator(Protocol):
     """The server's side. No operation changes its arguments."""
 
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         """What `ClientLibrary.keygen` returned."""
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         """As `ClientLibrary.deserialise`."""
 
     def serialise(self, cipher: Cipher) -> bytes: ...
@@ -139,7 +139,7 @@ class ResidueEvaluator(Evaluator, Protocol):
     Residues are (polynomials, primes, N) uint64, each modulo its own prime, in evaluation form. Operations may run in forks.
     """
 
-    def read(self, data: bytes, level: int) -> np.ndarray:
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
         """Of a ciphertext as `ClientLibrary.serialise` wrote it, a view of the data if it can be. Raises MessageError."""
 
     def residues(self, cipher: Cipher) -> np.ndarray:
@@ -162,7 +162,7 @@ class Library(Protocol):
 
     def client(self, parameters: Parameters) -> ClientLibrary: ...
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> OwnerLibrary: ...
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> OwnerLibrary: ...
 
     def evaluator(self, parameters: Parameters) -> Evaluator: ...
 

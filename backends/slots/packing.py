@@ -100,8 +100,8 @@ class Candidate:
         """Reading this value, without the products whose weights are all zero."""
         diagonals = self.diagonals()
         used = np.flatnonzero(diagonals.any(axis=1))
-        terms = (self.kernel.terms[i] for i in used.tolist())
-        terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(terms))
+        kept = (self.kernel.terms[i] for i in used.tolist())
+        terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(kept))
         return dataclasses.replace(self.kernel, source=source, terms=terms, diagonals=diagonals[used])
 
 
@@ -232,7 +232,7 @@ def _windows(
         )
         imaginary = imaginary if is_complex else np.full_like(real, -1)
 
-        def vector(chunk: int, e: int, real=real, imaginary=imaginary) -> np.ndarray:
+        def vector(chunk: int, e: int, real: np.ndarray = real, imaginary: np.ndarray = imaginary) -> np.ndarray:
             return _diagonal(weight, real[chunk], imaginary[chunk] if is_complex else None)
 
         kind = f"{chunks} × {blocks} inputs of each output{', two a slot' if is_complex else ''}"
@@ -370,8 +370,10 @@ def postponed(steps: tuple[plan.Step, ...], parameters: Parameters, halves: int)
     largest = SUMS_BYTES // (halves * 3 * (parameters.levels + 1) * parameters.ring_dimension * 8)
     for value, step in enumerate(steps, 1):
         readers = [reader for reader in steps if value in reader.sources]
-        if isinstance(step, plan.Product) and len(readers) == 1 and readers[0].sources == (value,):
-            outputs, inputs = readers[0].weights[0].shape
+        if len(readers) != 1 or not isinstance(reader := readers[0], Scalar):
+            continue
+        if isinstance(step, plan.Product) and reader.sources == (value,):
+            outputs, inputs = reader.weights[0].shape
             if outputs <= min(inputs // 2, largest):
                 result[value - 1] = dataclasses.replace(step, postponed=True)
     return tuple(result)

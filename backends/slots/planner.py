@@ -57,7 +57,9 @@ def plan(
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
     offline, terms = scenario == "offline" and not encrypted, blocks.terms()
-    best, best_ms, rotates = None, math.inf, False
+    best: Plan | None = None
+    layout: Plan | None
+    best_ms, rotates = math.inf, False
     for kept, ring_dimension, primes, rotate_fresh in product(
         KEPT_PRIMES, RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)
     ):
@@ -107,7 +109,7 @@ def batched(blocks: Blocks, precision: Precision) -> Plan:
     """One image, or two, in each slot; the precision is a first guess."""
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-    each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    each_its_own = ((),) * len(blocks.affines[-1].bias)  # ciphertext, all of whose slots are of one logit
     steps = packing.postponed(steps, parameters, 1 + request.paired)
     return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
@@ -180,7 +182,7 @@ class _Layouts:
         self._group = _groups(blocks.steps)
         self._count = max(self._group) + 1
         readers = [v for v, step in enumerate(blocks.steps, 1) if isinstance(step, Affine) and 0 in step.inputs]
-        self._first = readers[0] if len(readers) == 1 and len(blocks.steps[readers[0] - 1].inputs) == 1 else 0
+        self._first = readers[0] if len(readers) == 1 and len(self._map(readers[0]).inputs) == 1 else 0
         # the maps that can be planned once the group has its layout; the one that the client packs for is planned apart
         self._due: list[list[int]] = [[] for _ in range(self._count)]
         for value, step in enumerate(blocks.steps, 1):
@@ -203,6 +205,7 @@ class _Layouts:
             if rest is None:
                 continue
             for first in packing.first_layer(affine, target, slots, radices):
+                assert first.request is not None
                 if rotate_fresh or not any(term.baby for term in first.kernel.terms):
                     yield (
                         {(self._first, 0): first} | rest.candidates,

@@ -88,7 +88,7 @@ def tiles(weights: np.ndarray, count: int) -> list[np.ndarray]:
     return np.array_split(order, count)
 
 
-def matmul(weights: np.ndarray, residues: Sequence[np.ndarray], primes: Sequence[int]) -> np.ndarray:
+def matmul(weights: np.ndarray, residues: np.ndarray | Sequence[np.ndarray], primes: Sequence[int]) -> np.ndarray:
     """``Σ_i weights[o, i] · residues[i]`` modulo each prime.
 
     weights: integers as float64 (outputs, inputs). residues: uint64 (polynomials, primes or more, N) each, in an array or

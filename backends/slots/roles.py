@@ -92,7 +92,8 @@ class SlotsOwner:
     def encrypt_model(self, public_key: bytes) -> bytes:
         purpose = _purpose(self._plan.parameters, self._plan.keys)
         frame = frames.unpack(frames.PUBLIC, public_key, purpose=purpose)
-        owner = self._library.owner(self._plan.parameters, *frames.exactly(1, frame.parts, "public key"))
+        (key,) = frames.exactly(1, frame.parts, "public key")
+        owner = self._library.owner(self._plan.parameters, key)
         weights = self._plan.weights(self._library.moduli(self._plan.parameters))
         parts = [owner.serialise(owner.encrypt_weight(w.vector, w.scale, w.level)) for w in weights]
         return frames.pack(frames.MODEL, parts, purpose=purpose, keys=frame.keys)
@@ -115,10 +116,10 @@ class SlotsClient:
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(frames.IDENTITY_BYTES)
-        whose = {"purpose": self._purpose, "keys": self._identity}
-        keys = {"evaluation": frames.pack(frames.KEYS, self._client.keygen(self._request), **whose)}
+        pack = partial(frames.pack, purpose=self._purpose, keys=self._identity)
+        keys = {"evaluation": pack(frames.KEYS, self._client.keygen(self._request))}
         if self._request.public:
-            keys["public"] = frames.pack(frames.PUBLIC, [self._client.public_key()], **whose)
+            keys["public"] = pack(frames.PUBLIC, [self._client.public_key()])
         return keys
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:

@@ -17,7 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,11 +38,14 @@ from models.network import (
     Quantise,
     Relu,
     Reshape,
+    Unary,
     describe,
     operator_of,
+    unary,
 )
 
 RELATIVE_TOLERANCE = 1e-6
+Number = TypeVar("Number", int, np.ndarray)
 Range = tuple[int, int]  # smallest and largest integer that there can be
 
 
@@ -132,7 +135,7 @@ class Table:
 class Activation:
     """Accumulators (multiples of `unit`) → integers: `layers`, of which the last quantises."""
 
-    layers: tuple[Operator, ...]
+    layers: tuple[Unary, ...]
     unit: float
     bias: np.ndarray | float
 
@@ -140,10 +143,12 @@ class Activation:
         x = (accumulators + self.bias) * self.unit
         for layer in self.layers:
             x = layer(x)
-        return np.round(x / self.layers[-1].scale).astype(np.int64)  # type: ignore[union-attr]
+        last = self.layers[-1]
+        assert isinstance(last, Quantise)
+        return np.round(x / last.scale).astype(np.int64)
 
 
-def quarter_square(x: np.ndarray) -> np.ndarray:
+def quarter_square(x: Number) -> Number:
     return x * x // 4
 
 
@@ -167,7 +172,7 @@ class Ends:
     The integers that it sends are multiples of `input_scale`.
     """
 
-    before: tuple[Operator, ...]
+    before: tuple[Unary, ...]
     input_scale: float
     output_unit: float
     output_bias: np.ndarray
@@ -189,7 +194,7 @@ class Ends:
 
     @staticmethod
     def read(values: dict[str, Any]) -> Ends:
-        layers = tuple(map(operator_of, values["before"]))
+        layers = tuple(unary(operator_of(one)) for one in values["before"])
         return Ends(layers, values["input_scale"], values["output_unit"], np.array(values["output_bias"]))
 
 
@@ -244,7 +249,7 @@ class _Value:
     unit: float
     shape: tuple[int, ...]
     bias: np.ndarray | float = 0.0
-    then: tuple[Operator, ...] = ()
+    then: tuple[Unary, ...] = ()
 
 
 class _Planner:
@@ -267,7 +272,7 @@ class _Planner:
         ends = Ends(before, quantise.scale, result.unit, bias)
         return Plan(ends, source, quantise.range, self._needed(result.integers))
 
-    def _client(self) -> tuple[tuple[Operator, ...], str, list[Node]]:
+    def _client(self) -> tuple[tuple[Unary, ...], str, list[Node]]:
         """What the client computes, the name of what it sends, and the nodes that are left for the server."""
         readers = defaultdict(list)
         for node in self._network.nodes:
@@ -285,7 +290,7 @@ class _Planner:
         if not quantised:
             raise BackendError("the network does not quantise its input: train its integer lowering")
         left = [node for node in self._network.nodes if node not in before]
-        return tuple(node.operator for node in before), name, left
+        return tuple(unary(node.operator) for node in before), name, left
 
     def _needed(self, result: str) -> tuple[Step, ...]:
         wanted, steps = {result}, list[Step]()
@@ -305,7 +310,7 @@ class _Planner:
     # -- operators, see EVALUATED --------------------------------------------------------------------------------------
 
     def univariate(self, node: Node, x: _Value) -> _Value:
-        return replace(x, then=(*x.then, node.operator))
+        return replace(x, then=(*x.then, unary(node.operator)))
 
     def polynomial(self, node: Node, x: _Value) -> _Value:
         """A constant that is added to an accumulator is a bias."""
@@ -327,7 +332,7 @@ class _Planner:
         operator, channels = node.operator, x.shape[0]
         assert isinstance(operator, AveragePool | GlobalAveragePool)
         if isinstance(operator, GlobalAveragePool):
-            operator = AveragePool(x.shape[1:], (1, 1))
+            operator = AveragePool((x.shape[1], x.shape[2]), (1, 1))
         if any(operator.pads) and not operator.count_include_pad:
             raise BackendError(
                 f"{node.output}: an average over padded windows of different sizes has no integer weights; "
@@ -374,7 +379,7 @@ class _Planner:
             total = self._sum(node, a.integers, b.integers, (1, sign), sized=True)
             highest = max(quarter_square(end) for end in self._ranges[total])
             squares.append(self._step(Table(quarter_square), [total], (0, highest), node.output))
-        product = self._sum(node, *squares, (1, -1))
+        product = self._sum(node, squares[0], squares[1], (1, -1))
         return _Value(product, a.unit * b.unit, self._network.shapes[node.output])
 
     def _sum(self, node: Node, a: str, b: str, factors: tuple[int, int], sized: bool = False) -> str:
