@@ -275,9 +275,9 @@ class Reader:
         return self._constants[name] if name in self._constants else self._views[name]
 
     def given(self, node: NodeProto, index: int) -> View | np.ndarray:
+        """An input that no node of this operator may leave out."""
         found = self.operand(node, index)
-        if found is None:
-            self.refuse(node, f"lacks input {index}; export it with all of its inputs")
+        assert found is not None  # `onnx.checker` has refused the file otherwise
         return found
 
     def view(self, node: NodeProto, index: int = 0) -> View:
