@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import math
 import mmap
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -26,6 +28,19 @@ PR_SET_PDEATHSIG = 1
 def shared_array(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, uint64, that forks of this process write for all."""
     return np.frombuffer(mmap.mmap(-1, max(8, 8 * math.prod(shape))), np.uint64, math.prod(shape)).reshape(shape)
+
+
+class Turns:
+    """A lock between forks: a context manager that one process at a time is in. One that dies in it leaves it."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 def cores() -> int:
@@ -70,11 +85,9 @@ def _forked(tasks: range, work: Callable[[int], None]) -> int:
         return pid
     status = 1
     try:
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError):  # its copy of the server's socket must close with the server
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
-            # the harness must see the server's socket close when the server ends, so the fork may not hold it
-            os.closerange(3, os.sysconf("SC_OPEN_MAX") if 0 < os.sysconf("SC_OPEN_MAX") < 1 << 20 else 4096)
             for task in tasks:
                 work(task)
             status = 0
