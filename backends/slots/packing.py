@@ -364,7 +364,7 @@ def postponed(steps: tuple[plan.Step, ...], parameters: Parameters, halves: int)
     """Marks the products that wait for their relinearisation, see `plan.Product`: where an affine map alone reads them, and
     has no more outputs, whose sums of three polynomials do not take too much memory.
 
-    It saves relinearisations, and bits: sums are rescaled, not terms, so that one prime for each square is enough more often.
+    It saves relinearisations, and bits: sums are rescaled, not terms, so one prime for each square is enough more often.
     """
     result = list(steps)
     largest = SUMS_BYTES / (halves * 3 * (parameters.levels + 1) * parameters.ring_dimension * 8)

@@ -15,10 +15,10 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from backends.api import BackendError
 
@@ -56,8 +56,7 @@ def share(count: int, work: Callable[[int], None]) -> None:
     """
     forks = min(count, cores())
     children: dict[int, range] = {}
-    # libraries that have threads would use more than their core; one thread needs no pool, which a fork does not inherit
-    with threadpool_limits(1):
+    with _one_thread():
         try:
             for core in range(1, forks):
                 tasks = range(core, count, forks)
@@ -75,6 +74,25 @@ def share(count: int, work: Callable[[int], None]) -> None:
                 raise BackendError(f"a worker process of the server died of signal {-status}; its log says more")
             for task in tasks if status else ():
                 work(task)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Libraries of this process use the thread that calls them and no other: all cores are taken, and a fork that waits for
+    the threads of its parent's pool waits for ever.
+
+    A number of threads would not do: OpenFHE states its own in every parallel region. Regions of no level have one.
+    """
+    libraries = [ctypes.CDLL(about["filepath"]) for about in threadpool_info() if about["user_api"] == "openmp"]
+    levels = [library.omp_get_max_active_levels() for library in libraries]
+    try:
+        for library in libraries:
+            library.omp_set_max_active_levels(0)
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        for library, level in zip(libraries, levels):
+            library.omp_set_max_active_levels(level)
 
 
 def _forked(tasks: range, work: Callable[[int], None]) -> int:
