@@ -25,10 +25,10 @@ from backends.slots import residues
 from backends.slots.execute import METHODS, Program
 from backends.slots.library import Cipher, Evaluator, ResidueEvaluator
 from backends.slots.plan import Plan, Scalar
-from backends.slots.workers import cores, share, shared_array
+from backends.slots.workers import Turns, cores, share, shared_array
 
-TILE_ROWS = 96
-Value: TypeAlias = "np.ndarray | list[list[np.ndarray]]"  # an array, or views of the ciphertexts of a request
+TILE_ROWS = 48
+Value: TypeAlias = "np.ndarray | Sequence[Sequence[np.ndarray]]"  # an array, or views of the ciphertexts of a request
 
 
 def program(plan: Plan, evaluator: Evaluator, moduli: list[int]) -> Program | BatchedProgram:
@@ -112,16 +112,21 @@ class BatchedProgram:
         value = index + 1
         if value in self._kept:
             values[value] = self._made(value, values)
-            for source in self._reads(value):
-                if self._last[source] == value:
-                    del values[source]
+            self._forget(value, values)
+
+    def _forget(self, value: int, values: dict[int, Value]) -> None:
+        """What nothing behind this value reads."""
+        for source in self._reads(value):
+            if self._last[source] == value:
+                values.pop(source, None)
 
     # -- values ----------------------------------------------------------------------------------------------------------
 
     def _made(self, value: int, values: dict[int, Value]) -> np.ndarray:
         if self._sums_products(value):
             sums = self._sums(value, values)
-            values = values | {-value: sums}
+            self._forget(value, values)
+            values = {-value: sums}
         tasks, outputs = self._tasks(value)
         n, primes = self.plan.parameters.ring_dimension, len(self._moduli) - self.plan.dropped(value)
         array = shared_array((len(self._halves), outputs, 2, primes, n))
@@ -136,24 +141,25 @@ class BatchedProgram:
 
     def _sums(self, value: int, values: dict[int, Value]) -> np.ndarray:
         """Of an affine value that reads postponed products: three polynomials."""
-        (source,), (weights,) = self.plan.steps[value - 1].sources, self._weights[value]
+        (source,), primes = self.plan.steps[value - 1].sources, self._primes(value)
         tasks, _ = self._tasks(source)
-        n, primes = self.plan.parameters.ring_dimension, self._primes(value)
-        parts = shared_array((cores(), len(self._halves), len(weights), 3, len(primes), n))
+        outputs, n = len(self._weights[value][0]), self.plan.parameters.ring_dimension
+        sums, turns = shared_array((len(self._halves), outputs, 3, len(primes), n)), Turns()
 
-        def add(core: int) -> None:
-            for halves, rows in tasks[core :: len(parts)]:
-                made = [self._residues(cipher) for cipher in self._rows(source, halves, rows, values)]
-                for k, half in enumerate(halves):
-                    several = made[k * len(rows) : (k + 1) * len(rows)]
-                    sums = residues.matmul(self._signed(value, 0, half)[:, rows], several, primes)
-                    parts[core, half] = residues.add(parts[core, half], sums, primes)
+        def add(task: int) -> None:
+            halves, rows = tasks[task]
+            made = [self._residues(cipher) for cipher in self._rows(source, halves, rows, values)]
+            for k, half in enumerate(halves):
+                terms, weights = made[k * len(rows) : (k + 1) * len(rows)], self._signed(value, 0, half)[:, rows]
+                concerned = np.flatnonzero(weights.any(axis=1))
+                for outputs in np.array_split(concerned, -(-len(concerned) // TILE_ROWS)) if len(concerned) else ():
+                    part = residues.matmul(weights[outputs], terms, primes)
+                    with turns:
+                        for output, more in zip(outputs, part):
+                            sums[half, output] = residues.add(sums[half, output], more, primes)
 
-        share(len(parts), add)
-        total = parts[0]
-        for part in parts[1:]:
-            total = residues.add(total, part, primes)
-        return total
+        share(len(tasks), add)
+        return sums
 
     def _tasks(self, value: int) -> tuple[list[tuple[Sequence[int], list[int]]], int]:
         """Halves and rows of a value that are made at a time, and how many rows there are."""

@@ -26,7 +26,7 @@ from backends.slots.blocks import Affine, Blocks, Carry, Matrix, Product
 from backends.slots.library import Parameters
 from backends.slots.plan import Input, Kernel, Scalar, Term
 
-SUMS_BYTES = 1 << 29  # of postponed products, for each core
+SUMS_BYTES = 2e9  # of postponed products
 MAX_OFFSETS = 1024  # of one layer; beyond it no plan is worth its rotations
 
 
@@ -365,15 +365,18 @@ def _scalar_steps(network: Blocks, paired: bool) -> tuple[plan.Step, ...]:
 
 def postponed(steps: tuple[plan.Step, ...], parameters: Parameters, halves: int) -> tuple[plan.Step, ...]:
     """Marks the products that wait for their relinearisation, see `plan.Product`: where an affine map alone reads them, and
-    has at most half as many outputs, whose sums of three polynomials are not too many for the memory of each core."""
+    has no more outputs, whose sums of three polynomials do not take too much memory.
+
+    It saves relinearisations, and bits: sums are rescaled, not terms, so one prime for each square is enough more often.
+    """
     result = list(steps)
-    largest = SUMS_BYTES // (halves * 3 * (parameters.levels + 1) * parameters.ring_dimension * 8)
+    largest = SUMS_BYTES / (halves * 3 * (parameters.levels + 1) * parameters.ring_dimension * 8)
     for value, step in enumerate(steps, 1):
         readers = [reader for reader in steps if value in reader.sources]
         if len(readers) != 1 or not isinstance(reader := readers[0], Scalar):
             continue
         if isinstance(step, plan.Product) and reader.sources == (value,):
             outputs, inputs = reader.weights[0].shape
-            if outputs <= min(inputs // 2, largest):
+            if outputs <= min(inputs, largest):
                 result[value - 1] = dataclasses.replace(step, postponed=True)
     return tuple(result)

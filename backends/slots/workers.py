@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import math
 import mmap
 import os
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from backends.api import BackendError
 
@@ -26,6 +28,19 @@ PR_SET_PDEATHSIG = 1
 def shared_array(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, uint64, that forks of this process write for all."""
     return np.frombuffer(mmap.mmap(-1, max(8, 8 * math.prod(shape))), np.uint64, math.prod(shape)).reshape(shape)
+
+
+class Turns:
+    """A lock between forks: a context manager that one process at a time is in. One that dies in it leaves it."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as this)
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
 def cores() -> int:
@@ -41,8 +56,7 @@ def share(count: int, work: Callable[[int], None]) -> None:
     """
     forks = min(count, cores())
     children: dict[int, range] = {}
-    # libraries that have threads would use more than their core; one thread needs no pool, which a fork does not inherit
-    with threadpool_limits(1):
+    with _one_thread():
         try:
             for core in range(1, forks):
                 tasks = range(core, count, forks)
@@ -62,6 +76,25 @@ def share(count: int, work: Callable[[int], None]) -> None:
                 work(task)
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Libraries of this process use the thread that calls them and no other: all cores are taken, and a fork that waits for
+    the threads of its parent's pool waits for ever.
+
+    A number of threads would not do: OpenFHE states its own in every parallel region. Regions of no level have one.
+    """
+    libraries = [ctypes.CDLL(about["filepath"]) for about in threadpool_info() if about["user_api"] == "openmp"]
+    levels = [library.omp_get_max_active_levels() for library in libraries]
+    try:
+        for library in libraries:
+            library.omp_set_max_active_levels(0)
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        for library, level in zip(libraries, levels):
+            library.omp_set_max_active_levels(level)
+
+
 def _forked(tasks: range, work: Callable[[int], None]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -70,11 +103,9 @@ def _forked(tasks: range, work: Callable[[int], None]) -> int:
         return pid
     status = 1
     try:
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, AttributeError):  # its copy of the server's socket must close with the server
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
-            # the harness must see the server's socket close when the server ends, so the fork may not hold it
-            os.closerange(3, os.sysconf("SC_OPEN_MAX") if 0 < os.sysconf("SC_OPEN_MAX") < 1 << 20 else 4096)
             for task in tasks:
                 work(task)
             status = 0

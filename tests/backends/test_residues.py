@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,6 +131,33 @@ def test_what_a_fork_raises_is_raised_here_and_a_dead_fork_is_told() -> None:
 
     with pytest.raises(BackendError, match="died of signal 9"):
         share(2, die)
+
+
+IN_FORKS = """
+import numpy as np
+from backends.openfhe import LIBRARY
+from backends.slots.library import KeyRequest, Parameters
+from backends.slots.workers import share, shared_array
+
+parameters = Parameters(8192, 50, 50, 1, 50, 20, (20, 20))
+client, evaluator = LIBRARY.client(parameters), LIBRARY.evaluator(parameters)
+evaluator.load_keys(client.keygen(KeyRequest((), True, True)))
+cipher = client.encrypt(np.ones(parameters.slots), 2.0**20)
+expected = evaluator.residues(evaluator.relinearise(evaluator.square(cipher)))  # with threads
+found = shared_array((4, *expected.shape))
+
+
+def work(task):
+    found[task] = evaluator.residues(evaluator.relinearise(evaluator.square(cipher)))
+
+
+share(len(found), work)
+assert (found == expected).all()
+"""
+
+
+def test_a_fork_does_not_wait_for_the_threads_of_its_parent() -> None:
+    subprocess.run([sys.executable, "-c", IN_FORKS], env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, timeout=120)
 
 
 # -- with the libraries --------------------------------------------------------------------------------------------------
