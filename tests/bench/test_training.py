@@ -23,7 +23,7 @@ def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(zoo, "_unkept", {})
     done: list[str] = []
 
-    def instant(model, task, dataset, lowerings, *, seed=0, progress=None):
+    def instant(model, task, dataset, lowerings, *, seed=0, effort="full", keep=False, progress=None):
         for percent in range(101):
             progress(percent / 100, f"step {percent}")
         done.append(model)
