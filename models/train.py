@@ -91,7 +91,7 @@ RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
 ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
-PROBE_STEPS = 4  # of which the first warms up
+PROBE_STEPS = 3  # of which the first warms up
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Recipe:
         generator = self.generator(100 + len(teachers))
         original, labels = torch.from_numpy(split.images), _one_hot(self.task, split.labels)
         copies = [original]
-        for _ in range(self._pool(split, images) // len(split) - 1):
+        for _ in range(self.pool_size(split, images) // len(split) - 1):
             views = [augment(part / 255, generator) for part in original.split(BATCH)]
             copies.append((torch.cat(views) * 255).round().to(torch.uint8))
         pool, targets = torch.cat(copies), labels.repeat(len(copies), 1)
@@ -215,7 +215,7 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
-    def _pool(self, split: Split, images: int) -> int:
+    def pool_size(self, split: Split, images: int) -> int:
         """How many views there are, the split itself included."""
         images = int(min(images, POOL_BYTES // math.prod(split.images.shape[1:])) * self.budget)
         return max(images // len(split), 1) * len(split)
@@ -245,7 +245,7 @@ class Recipe:
             student,
             preset.bits,
             (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
-            _loss(self.task),
+            loss_of(self.task),
             seed=self.seed * 1000 + restart,
             images=int(QUANTISED_IMAGES * self.budget),
             progress=lambda f, text: progress(0.7 + 0.3 * f, text),
@@ -279,16 +279,18 @@ class Recipe:
         self, name: str, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress
     ) -> Network:
         """Of `restarts` networks, the one with the lowest loss on the validation images. name: of their lowering."""
-        loss, best = _loss(self.task), (np.inf, None)
+        best: tuple[float, Network | None] = (np.inf, None)
         for index in range(self.restarts):
             told: Progress = lambda f, text, i=index: progress((i + f) / self.restarts, text)  # noqa: E731
             network = self.kept.network(f"{name}.{index}", functools.partial(make, index, told))
-            logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
-            score = loss(logits, validation.targets.double()).item()
-            if score < best[0]:
+            if (score := self.loss_on(validation, network)) < best[0]:
                 best = score, network
         assert best[1] is not None
         return best[1]
+
+    def loss_on(self, validation: Labelled, network: Network) -> float:
+        logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
+        return loss_of(self.task)(logits, validation.targets.double()).item()
 
     def fit(
         self,
@@ -304,8 +306,8 @@ class Recipe:
     ) -> nn.Module:
         """AdamW with a one-cycle schedule (Smith and Topin 2019), to its end: no epoch is picked."""
         torch.manual_seed(self.seed * 1000 + use)  # initial weights, dropout
-        module, generator, loss = build().train(), self.generator(use), _loss(self.task)
-        steps = self._steps(images, len(data))
+        module, generator, loss = build().train(), self.generator(use), loss_of(self.task)
+        steps = self.steps(images, len(data))
         optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
@@ -320,7 +322,8 @@ class Recipe:
                 progress(step / steps, f"step {step} of {steps}, loss {value.item():.3f}")
         return module.eval()
 
-    def _steps(self, images: int, available: int) -> int:
+    def steps(self, images: int, available: int) -> int:
+        """Of `fit`: each of the available images is seen at least once."""
         return max(int(images * self.budget), available) // min(BATCH, available)
 
     # -- what it will cost ---------------------------------------------------------------------------------------------
@@ -329,17 +332,15 @@ class Recipe:
         """Of the whole training, judged by a few steps of each kind on this machine, now."""
         architecture, size = ARCHITECTURES[base(model)], min(BATCH, len(split))
         batch = torch.from_numpy(split.images[:size]) / 255
-        per_pool = self._pool(split, POOL_IMAGES)
-        teacher = Teacher(self.task.channels, self.task.outputs)
-        total = self.teacher_count * self._steps(TEACHER_IMAGES, len(split)) * self.step_seconds(teacher, batch, True)
-        total += (
-            per_pool / size * self.step_seconds(teacher, batch, True) * 0.7
-        )  # views, and what the teachers say of them
+        per_pool = self.pool_size(split, POOL_IMAGES)
+        teacher = self.step_seconds(Teacher(self.task.channels, self.task.outputs), batch, True)
+        total = self.teacher_count * self.steps(TEACHER_IMAGES, len(split)) * teacher
+        total += 0.7 * per_pool / size * teacher  # views, and what the teachers say of them
         for lowering in lowerings:
             real, options = (preset.real, preset.architecture) if lowering == "integer" else (lowering, {})
             student = architecture.build(self.task.input_shape, self.task.outputs, real, **options)
             one = self.step_seconds(student, batch, False)
-            steps = self._steps(architecture.images, per_pool)
+            steps = self.steps(architecture.images, per_pool)
             if lowering == "integer":  # each step behind quantisers is about two of a plain student
                 steps += 2 * int(QUANTISED_IMAGES * self.budget) // size
             total += self.restarts * steps * one
@@ -431,7 +432,7 @@ def _one_hot(task: Task, labels: np.ndarray) -> torch.Tensor:
     return functional.one_hot(torch.from_numpy(labels[:, 0]), task.outputs).float()
 
 
-def _loss(task: Task) -> Loss:
+def loss_of(task: Task) -> Loss:
     """Cross entropy against probabilities: over classes, or for each label alone."""
     return functional.binary_cross_entropy_with_logits if task.multi_label else functional.cross_entropy
 
