@@ -24,6 +24,8 @@ This module needs only the standard library and NumPy.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +46,15 @@ class InsecureError(BackendError):
 
 class MessageError(BackendError):
     """A key, request or response that is damaged, truncated or foreign."""
+
+
+@contextlib.contextmanager
+def refusing(library: str, task: str) -> Iterator[None]:
+    """What a library raises for bytes of another party becomes MessageError: ``refusing("SEAL", "read this request")``."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:  # how bindings hand on the exceptions of C++
+        raise MessageError(f"{library} cannot {task}: {error}") from error
 
 
 @dataclass(frozen=True)

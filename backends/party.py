@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from backends import api, wire
 from models.network import Network
 
@@ -231,17 +233,29 @@ def _next(connection: socket.socket) -> wire.Message | None:
         return None
 
 
+def _limit_memory(limit_bytes: int) -> None:
+    """Of the address space. Raises MemoryError if the process has more already."""
+    np.ones((256, 256)) @ np.ones(
+        (256, 256)
+    )  # OpenBLAS takes its buffers at a first product; refused, it asks for ever
+    if (size := _memory_bytes("VmSize")) >= limit_bytes:
+        raise MemoryError(
+            f"Python and the backend's library alone take {size / 2**30:.2f} GiB of address space; raise --memory-limit"
+        )
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+
+
 def main() -> None:
     role_name, module = sys.argv[2:4]
     fd, threads, memory_limit_bytes = map(int, (sys.argv[1], *sys.argv[4:]))
     with contextlib.suppress(OSError, AttributeError):  # no orphan survives the harness (Linux only)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if memory_limit_bytes:
-        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     connection = socket.socket(fileno=fd)
     try:
         role = Role(role_name, module)
+        if memory_limit_bytes:
+            _limit_memory(memory_limit_bytes)
     except Exception as error:  # whatever an import raises belongs into the record
         wire.send(connection, _failure(error))
         return

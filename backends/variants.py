@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from backends.api import BackendError, Job, Prepared
+from backends import frames
+from backends.api import BackendError, Job, MessageError, Prepared
 
 Variants = dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]  # name → owner, client, server
 
@@ -18,8 +19,11 @@ class VariantOwner:
     def prepare(self, job: Job) -> Prepared:
         self._implementation = self._variants[job.variant][0]()
         prepared = self._implementation.prepare(job)
-        tag = job.variant.encode() + b"\0"
-        return dataclasses.replace(prepared, client=tag + prepared.client, server=tag + prepared.server)
+        client, server = (
+            frames.pack(kind, [job.variant.encode(), artifact])
+            for kind, artifact in ((frames.CLIENT, prepared.client), (frames.SERVER, prepared.server))
+        )
+        return dataclasses.replace(prepared, client=client, server=server)
 
     def encrypt_model(self, public_key: bytes) -> bytes:
         return self._implementation.encrypt_model(public_key)
@@ -39,11 +43,20 @@ class VariantParty:
         self._variants, self._index = variants, index
 
     def load(self, artifact: bytes) -> None:
-        variant, _, rest = artifact.partition(b"\0")
-        self._implementation = self._variants[variant.decode()][self._index]()
+        """Raises MessageError for bytes that no owner of this backend made for this party."""
+        variant, rest = opened((frames.CLIENT, frames.SERVER)[self._index - 1], artifact)
+        if variant not in self._variants:
+            raise MessageError(f"this artifact is for the variant {variant!r}, which this version does not have")
+        self._implementation = self._variants[variant][self._index]()
         self._implementation.load(rest)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_implementation":
             raise AttributeError("load an artifact first")
         return getattr(self._implementation, name)
+
+
+def opened(kind: bytes, artifact: bytes) -> tuple[str, bytes]:
+    """The variant and the artifact of its implementation. Raises MessageError."""
+    variant, rest = frames.exactly(2, frames.unpack(kind, artifact).parts, "parts of an artifact")
+    return bytes(variant).decode(errors="replace"), bytes(rest)

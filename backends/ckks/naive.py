@@ -10,10 +10,9 @@ import secrets
 import numpy as np
 import tenseal as ts
 
-from backends import security
-from backends.api import BackendError, Job, MessageError, Prepared
+from backends import frames, security
+from backends.api import BackendError, Job, MessageError, Prepared, refusing
 from backends.ckks.seal import context_of, describe
-from backends.slots import messages
 from backends.slots.blocks import Affine, from_network
 
 SCALE_BITS = 37
@@ -75,7 +74,8 @@ class NaiveOwner:
         matrices[-1] = matrices[-1][:, :-1]
         arrays = {f"w{index}": matrix for index, matrix in enumerate(matrices)}
         np.savez_compressed(buffer, **arrays)
-        client = {"bits": bits, "output_scale": blocks.output_scale}
+        outputs = len(blocks.affines[-1].bias)
+        client = {"bits": bits, "outputs": outputs, "output_scale": blocks.output_scale}
         return Prepared(
             client=json.dumps(client).encode(),
             server=buffer.getvalue(),
@@ -86,55 +86,77 @@ class NaiveOwner:
         )
 
 
-class NaiveClient:
+class _Party:
+    """What client and server have in common: what their messages are for, and whose keys they use."""
+
+    _identity: bytes
+    _context: ts.Context
+
+    def _pack(self, kind: bytes, vector: ts.CKKSVector) -> bytes:
+        return frames.pack(kind, [vector.serialize()], purpose=self._purpose, keys=self._identity, images=1)
+
+    def _unpack(self, kind: bytes, message: bytes, size: int) -> ts.CKKSVector:
+        """size: entries of the vector."""
+        frame = frames.unpack(kind, message, purpose=self._purpose, keys=self._identity, batch=1)
+        (part,) = frames.exactly(1, frame.parts, "vector")
+        with refusing("TenSEAL", "read this vector"):
+            vector = ts.ckks_vector_from(self._context, bytes(part))
+            found = vector.size()
+        if found != size:
+            raise MessageError(f"a vector of {found} entries, which must have {size}")
+        return vector
+
+
+class NaiveClient(_Party):
     def load(self, artifact: bytes) -> None:
         values = json.loads(artifact)
-        self._bits, self._output_scale = values["bits"], values["output_scale"]
+        self._bits, self._outputs, self._output_scale = (values[n] for n in ("bits", "outputs", "output_scale"))
+        self._purpose = frames.identity(self._bits)
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._context = _context(self._bits)
         self._context.global_scale = 2**SCALE_BITS
         self._context.generate_galois_keys()
-        self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
-        return {"evaluation": self._identity + self._context.serialize(save_public_key=True, save_secret_key=False)}
+        self._identity = secrets.token_bytes(frames.IDENTITY_BYTES)
+        parts = [self._context.serialize(save_public_key=True, save_secret_key=False)]
+        return {"evaluation": frames.pack(frames.KEYS, parts, purpose=self._purpose, keys=self._identity)}
 
     def encrypt(self, images: np.ndarray) -> ts.CKKSVector:
         return ts.ckks_vector(self._context, [*images.reshape(-1).astype(float).tolist(), 1.0])
 
     def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
-        return messages.frame(messages.REQUEST, self._identity, 1, [ciphertexts.serialize()])
+        return self._pack(frames.REQUEST, ciphertexts)
 
     def deserialise(self, response: bytes) -> ts.CKKSVector:
-        return _vector(self._context, messages.parse(messages.RESPONSE, self._identity, response))
+        return self._unpack(frames.RESPONSE, response, self._outputs)
 
     def decrypt(self, ciphertexts: ts.CKKSVector) -> np.ndarray:
-        return np.array(ciphertexts.decrypt())[None] * self._output_scale
+        with refusing("TenSEAL", "decrypt this response"):
+            return np.array(ciphertexts.decrypt())[None] * self._output_scale
 
 
-class NaiveServer:
+class NaiveServer(_Party):
     def load(self, artifact: bytes) -> None:
         with np.load(io.BytesIO(artifact), allow_pickle=False) as arrays:
             self._matrices = [arrays[f"w{index}"].tolist() for index in range(len(arrays.files))]
+        self._purpose = frames.identity(_bits(len(self._matrices)))
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        self._identity, context = messages.identified(keys["evaluation"])
-        self._context = ts.context_from(context)
+        frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
+        (context,) = frames.exactly(1, frame.parts, "set of evaluation keys")
+        with refusing("TenSEAL", "read these keys"):
+            self._context = ts.context_from(bytes(context))
+        self._identity = frame.keys
 
     def deserialise(self, request: bytes) -> ts.CKKSVector:
-        return _vector(self._context, messages.parse(messages.REQUEST, self._identity, request))
+        return self._unpack(frames.REQUEST, request, len(self._matrices[0]))
 
     def infer(self, ciphertexts: ts.CKKSVector) -> ts.CKKSVector:
         x = ciphertexts
-        for index, matrix in enumerate(self._matrices):
-            x = (x.square() if index else x).mm(matrix)
+        with refusing("TenSEAL", "evaluate this request"):
+            for index, matrix in enumerate(self._matrices):
+                x = (x.square() if index else x).mm(matrix)
         return x
 
     def serialise(self, ciphertexts: ts.CKKSVector) -> bytes:
-        return messages.frame(messages.RESPONSE, self._identity, 1, [ciphertexts.serialize()])
-
-
-def _vector(context: ts.Context, message: tuple[int, list[bytes]]) -> ts.CKKSVector:
-    try:
-        return ts.ckks_vector_from(context, message[1][0])
-    except (RuntimeError, ValueError) as error:
-        raise MessageError(f"TenSEAL cannot read this message: {error}") from error
+        return self._pack(frames.RESPONSE, ciphertexts)

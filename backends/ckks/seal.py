@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import tenseal.sealapi as seal
 
-from backends.api import MessageError
+from backends import frames
+from backends.api import MessageError, refusing
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
@@ -63,14 +64,13 @@ def _save(value: Any) -> bytes:
         return Path(path).read_bytes()
 
 
-def _load(make: Callable[[], Any], context: Any, data: bytes) -> Any:
+def _load(make: Callable[[], Any], context: Any, data: bytes | memoryview) -> Any:
+    """SEAL itself checks that the value is one of the context, and each residue. Raises MessageError."""
     value = make()
     with _scratch() as path:
         Path(path).write_bytes(data)
-        try:
+        with refusing("SEAL", "read this message"):
             value.load(context, path)
-        except (RuntimeError, ValueError) as error:
-            raise MessageError(f"SEAL cannot read this message: {error}") from error
     return value
 
 
@@ -84,13 +84,26 @@ def _scale_of(a: Any, b: Any) -> Iterator[None]:
         b.scale = own
 
 
+def _load_ciphertext(context: Any, levels: list[Any], data: bytes | memoryview, level: int | None) -> Cipher:
+    """level: that it must have; None: any. Raises MessageError."""
+    cipher = _load(seal.Ciphertext, context, data)
+    if cipher.size() != 2 or not cipher.is_ntt_form():
+        raise MessageError(f"a ciphertext of {cipher.size()} polynomials, in a form that none has here")
+    if level is not None and cipher.parms_id() != levels[level]:
+        raise MessageError(f"a ciphertext of another level than {level}")
+    if not (math.isfinite(cipher.scale) and cipher.scale > 0):
+        raise MessageError(f"a ciphertext of scale {cipher.scale:g}, which none has here")
+    return cipher
+
+
 class SealClient:
     def __init__(self, parameters: Parameters) -> None:
         self._context = _context(parameters)
         self._ring_dimension = parameters.ring_dimension
         self._encoder = seal.CKKSEncoder(self._context)
+        self._levels = _levels(self._context, parameters.levels)
 
-    def keygen(self, request: KeyRequest) -> bytes:
+    def keygen(self, request: KeyRequest) -> list[bytes]:
         generator = seal.KeyGenerator(self._context)
         secret = generator.secret_key()
         self._encryptor, self._generator = seal.Encryptor(self._context, secret), generator
@@ -99,7 +112,7 @@ class SealClient:
         elements = [pow(3, step, two_n) for step in request.rotations] + [two_n - 1] * request.conjugation
         relin = _save(generator.create_relin_keys()) if request.relinearisation else b""
         galois = _save(generator.create_galois_keys(elements)) if elements else b""
-        return len(relin).to_bytes(8, "little") + relin + galois
+        return [relin, galois]
 
     def public_key(self) -> bytes:
         key = seal.PublicKey()
@@ -114,13 +127,14 @@ class SealClient:
     def serialise(self, fresh: Any) -> bytes:
         return _save(fresh)
 
-    def deserialise(self, data: bytes) -> Cipher:
-        return _load(seal.Ciphertext, self._context, data)
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        return _load_ciphertext(self._context, self._levels, data, level)
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
         plain = seal.Plaintext()
-        self._decryptor.decrypt(cipher, plain)
-        return np.array(self._encoder.decode_complex(plain))
+        with refusing("SEAL", "decrypt this response"):
+            self._decryptor.decrypt(cipher, plain)
+            return np.array(self._encoder.decode_complex(plain))
 
 
 class SealOwner:
@@ -148,14 +162,13 @@ class SealEvaluator:
         self._levels = _levels(self._context, parameters.levels)
         self._scratch_plain = seal.Plaintext()
 
-    def load_keys(self, data: bytes) -> None:
-        split = 8 + int.from_bytes(data[:8], "little")
-        relin, galois = data[8:split], data[split:]
+    def load_keys(self, parts: Sequence[bytes]) -> None:
+        relin, galois = frames.exactly(2, parts, "parts of the evaluation keys")
         self._relin = _load(seal.RelinKeys, self._context, relin) if relin else None
         self._galois = _load(seal.GaloisKeys, self._context, galois) if galois else None
 
-    def deserialise(self, data: bytes) -> Cipher:
-        return _load(seal.Ciphertext, self._context, data)
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        return _load_ciphertext(self._context, self._levels, data, level)
 
     def serialise(self, cipher: Cipher) -> bytes:
         return _save(cipher)

@@ -11,13 +11,15 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import openfhe
 
-from backends.api import MessageError
+from backends import frames
+from backends.api import refusing
+from backends.openfhe.ciphertexts import Ciphertexts, find_members, moduli
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 SECRETS = ("Gaussian", "uniform ternary", "sparse ternary", "sparse encapsulated")  # OpenFHE's SecretKeyDist, in order
@@ -60,11 +62,13 @@ class OpenfheClient:
         self._context = _context(parameters)
         self._parameters = parameters
         self._unit = 2.0 ** -_scaling_bits(parameters)
+        self._ciphertexts = Ciphertexts(self._context)
 
-    def keygen(self, request: KeyRequest) -> bytes:
+    def keygen(self, request: KeyRequest) -> list[bytes]:
         context = self._context
         pair = context.KeyGen()
         self._secret, self._public, tag = pair.secretKey, pair.publicKey, pair.secretKey.GetKeyTag()
+        self._ciphertexts.tag = tag
         parts = [tag.encode(), b"", b"", b""]
         if request.relinearisation:
             context.EvalMultKeyGen(self._secret)
@@ -75,7 +79,7 @@ class OpenfheClient:
         if request.conjugation:
             keys = context.EvalAutomorphismKeyGen(self._secret, [2 * self._parameters.ring_dimension - 1])
             parts[3] = openfhe.Serialize(keys, openfhe.BINARY)
-        return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+        return parts
 
     def public_key(self) -> bytes:
         return openfhe.Serialize(self._public, openfhe.BINARY)
@@ -85,32 +89,25 @@ class OpenfheClient:
         return self._context.Encrypt(self._secret, plain)
 
     def serialise(self, fresh: Cipher) -> bytes:
-        return openfhe.Serialize(fresh, openfhe.BINARY)
+        return self._ciphertexts.serialise(fresh)
 
-    def deserialise(self, data: bytes) -> Cipher:
-        return deserialise_ciphertext(data)
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        return self._ciphertexts.deserialise(data, level)
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
         cipher.SetNoiseScaleDeg(1)
-        values = self._context.Decrypt(self._secret, cipher).GetCKKSPackedValueArray()
+        with refusing("OpenFHE", "decrypt this response"):
+            values = self._context.Decrypt(self._secret, cipher).GetCKKSPackedValueArray()
         return np.asarray(values) / (scale * self._unit)
-
-
-def deserialise_ciphertext(data: bytes) -> Cipher:
-    try:
-        return openfhe.DeserializeCiphertextString(data, openfhe.BINARY)
-    except (RuntimeError, MemoryError) as error:
-        raise MessageError(f"OpenFHE cannot read this message: {error}") from error
 
 
 class OpenfheOwner:
     def __init__(self, parameters: Parameters, public_key: bytes) -> None:
         self._context = _context(parameters)
         self._unit, self._moduli = 2.0 ** -_scaling_bits(parameters), moduli(self._context)
-        try:
-            self._public = openfhe.DeserializePublicKeyString(public_key, openfhe.BINARY)
-        except RuntimeError as error:
-            raise MessageError(f"OpenFHE cannot read this public key: {error}") from error
+        self._ciphertexts = Ciphertexts(self._context)
+        with refusing("OpenFHE", "read this public key"):
+            self._public = openfhe.DeserializePublicKeyString(bytes(public_key), openfhe.BINARY)
 
     def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
         """Below the top level: encrypted a level higher, so that rescaling divides the noise."""
@@ -124,7 +121,7 @@ class OpenfheOwner:
         return self._context.Encrypt(self._public, _encode(self._context, vector, scale, self._unit, level))
 
     def serialise(self, cipher: Cipher) -> bytes:
-        return openfhe.Serialize(cipher, openfhe.BINARY)
+        return self._ciphertexts.serialise(cipher)
 
 
 def _encode(context: Any, vector: np.ndarray, scale: float, unit: float, level: int) -> Plain:
@@ -134,42 +131,30 @@ def _encode(context: Any, vector: np.ndarray, scale: float, unit: float, level: 
         return context.MakeCKKSPackedPlaintext(np.full(len(vector), unit), 1, level)
 
 
-def template(context: Any) -> Cipher:
-    """A ciphertext under a key that is thrown away at once."""
-    return context.Encrypt(context.KeyGen().publicKey, context.MakeCKKSPackedPlaintext(np.zeros(1)))
-
-
 class OpenfheEvaluator:
     def __init__(self, parameters: Parameters) -> None:
         self._context = _context(parameters)
         self._parameters = parameters
         self._unit = 2.0 ** -_scaling_bits(parameters)
-        self._template = template(self._context)
+        self._ciphertexts = Ciphertexts(self._context)
 
-    def load_keys(self, data: bytes) -> None:
-        tag, relin, rotations, conjugation = _split(data)
-        name = tag.decode()
-        try:  # OpenFHE keeps keys in tables of the process, and refuses those that a client in it has put there already
+    def load_keys(self, parts: Sequence[bytes]) -> None:
+        tag, relin, rotations, conjugation = map(bytes, frames.exactly(4, parts, "parts of the evaluation keys"))
+        with refusing("OpenFHE", "read these keys"):
+            self._ciphertexts.tag = name = tag.decode()
+            # OpenFHE keeps keys in tables of the process, and refuses those that a client in it has put there already
             if relin and name not in self._context.GetAllEvalMultKeys():
                 openfhe.DeserializeEvalMultKeyString(relin, openfhe.BINARY)
             if rotations and name not in self._context.GetAllEvalAutomorphismKeys():
                 openfhe.DeserializeEvalAutomorphismKeyString(rotations, openfhe.BINARY)
             if conjugation:
                 self._conjugation = openfhe.DeserializeEvalKeyMapString(conjugation, openfhe.BINARY)
-        except RuntimeError as error:
-            raise MessageError(f"OpenFHE cannot read these keys: {error}") from error
 
-    def deserialise(self, data: bytes) -> Cipher:
-        """A ciphertext that OpenFHE read is ten times slower to copy, and so to add, than one that it made: the
-        polynomials move into a ciphertext made here."""
-        read = deserialise_ciphertext(data)
-        cipher = self._template.Clone()
-        cipher.SetElements(read.GetElements())
-        cipher.SetKeyTag(read.GetKeyTag())
-        return cipher
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        return self._ciphertexts.deserialise(data, level)
 
     def serialise(self, cipher: Cipher) -> bytes:
-        return openfhe.Serialize(cipher, openfhe.BINARY)
+        return self._ciphertexts.serialise(cipher)
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
         return _encode(self._context, np.asarray(vector), scale, self._unit, level)
@@ -262,17 +247,6 @@ def _unscaled(cipher: Cipher) -> Cipher:
     return cipher
 
 
-def _split(data: bytes) -> list[bytes]:
-    parts, position = [], 0
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 8], "little")
-        parts.append(data[position + 8 : position + 8 + length])
-        position += 8 + length
-    if len(parts) != 4 or position != len(data):
-        raise MessageError("damaged or truncated evaluation keys; send them again")
-    return parts
-
-
 class Openfhe:
     """`backends.slots.library.Library` over OpenFHE."""
 
@@ -310,13 +284,6 @@ class Openfhe:
         return describe(_context(parameters))
 
 
-def moduli(context: Any) -> list[int]:
-    """Primes of a fresh ciphertext, read from the context's own serialisation: the bindings do not expose them."""
-    document = json.loads(openfhe.Serialize(context, openfhe.JSON))
-    towers = next(find_members(document, "elp"))["ptr_wrapper"]["data"]["p"]
-    return [int(next(find_members(tower, "cm"))["v"]) for tower in towers]
-
-
 def describe(context: Any) -> dict[str, Any]:
     """`Library.describe` for any CKKS context; the special primes are counted in a switching key made for it."""
     document, primes = json.loads(openfhe.Serialize(context, openfhe.JSON)), moduli(context)
@@ -335,14 +302,3 @@ def describe(context: Any) -> dict[str, Any]:
         "secret": SECRETS[next(find_members(document, "mo"))],
         "error_stddev": round(next(find_members(document, "dp")), 4),  # a 32-bit float
     }
-
-
-def find_members(document: Any, name: str) -> Iterator[Any]:
-    """Values of all members called `name`, depth first."""
-    if isinstance(document, dict):
-        if name in document:
-            yield document[name]
-        document = list(document.values())
-    if isinstance(document, list):
-        for value in document:
-            yield from find_members(value, name)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import openfhe
 
-from backends import security
-from backends.api import BackendError, Job, Prepared
-from backends.openfhe.library import FEATURES, describe, deserialise_ciphertext
-from backends.slots import messages
+from backends import frames, security
+from backends.api import BackendError, Job, Prepared, refusing
+from backends.openfhe.ciphertexts import Ciphertexts
+from backends.openfhe.library import FEATURES, describe
 from backends.slots.blocks import Affine, from_network
 from backends.slots.packing import power_of_two
 
@@ -51,9 +51,8 @@ class NaiveOwner:
         context = _context(depth, slots)
         description = describe(context)
         entry = security.ckks(description)
-        common = {"depth": depth, "slots": slots}
+        common = {"depth": depth, "slots": slots, "rotations": sorted(rotations)}
         client = common | {
-            "rotations": sorted(rotations),
             "outputs": len(affines[-1].bias),
             "output_scale": blocks.output_scale,
         }
@@ -91,22 +90,41 @@ def _diagonals(affine: Affine, slots: int) -> tuple[np.ndarray, list[int]]:
     return diagonals, [rows << k for k in range(int(math.log2(slots // rows)))]
 
 
-class NaiveClient:
+class _Party:
+    """What client and server have in common: the context, whose keys they use, and how messages look."""
+
+    _identity: bytes
+
+    def _open(self, values: dict[str, Any]) -> None:
+        self._context = _context(values["depth"], values["slots"])
+        self._ciphertexts = Ciphertexts(self._context)
+        self._purpose = frames.identity(*(values[name] for name in ("depth", "slots", "rotations")))
+
+    def _pack(self, kind: bytes, cipher: Any) -> bytes:
+        parts = [self._ciphertexts.serialise(cipher)]
+        return frames.pack(kind, parts, purpose=self._purpose, keys=self._identity, images=1)
+
+    def _unpack(self, kind: bytes, message: bytes, level: int | None) -> Any:
+        frame = frames.unpack(kind, message, purpose=self._purpose, keys=self._identity, batch=1)
+        return self._ciphertexts.deserialise(*frames.exactly(1, frame.parts, "ciphertext"), level)
+
+
+class NaiveClient(_Party):
     def load(self, artifact: bytes) -> None:
         self._values = json.loads(artifact)
-        self._context = _context(self._values["depth"], self._values["slots"])
+        self._open(self._values)
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         pair = self._context.KeyGen()
         self._public, self._secret = pair.publicKey, pair.secretKey
         self._context.EvalMultKeyGen(self._secret)
         self._context.EvalRotateKeyGen(self._secret, self._values["rotations"])
-        tag, self._identity = self._secret.GetKeyTag(), secrets.token_bytes(messages.IDENTITY_BYTES)
-        return {
-            "tag": self._identity + tag.encode(),
-            "relinearisation": openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag),
-            "evaluation": openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag),
-        }
+        tag, self._identity = self._secret.GetKeyTag(), secrets.token_bytes(frames.IDENTITY_BYTES)
+        self._ciphertexts.tag = tag
+        relinearisation = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
+        rotations = openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag)
+        parts = [tag.encode(), relinearisation, rotations]
+        return {"evaluation": frames.pack(frames.KEYS, parts, purpose=self._purpose, keys=self._identity)}
 
     def encrypt(self, images: np.ndarray) -> Any:
         vector = np.zeros(self._values["slots"])
@@ -114,36 +132,44 @@ class NaiveClient:
         return self._context.Encrypt(self._public, self._context.MakeCKKSPackedPlaintext(vector))
 
     def serialise(self, ciphertexts: Any) -> bytes:
-        return messages.frame(messages.REQUEST, self._identity, 1, [openfhe.Serialize(ciphertexts, openfhe.BINARY)])
+        return self._pack(frames.REQUEST, ciphertexts)
 
     def deserialise(self, response: bytes) -> Any:
-        return deserialise_ciphertext(messages.parse(messages.RESPONSE, self._identity, response)[1][0])
+        return self._unpack(frames.RESPONSE, response, None)
 
     def decrypt(self, ciphertexts: Any) -> np.ndarray:
-        plain = self._context.Decrypt(self._secret, ciphertexts)
+        with refusing("OpenFHE", "decrypt this response"):
+            plain = self._context.Decrypt(self._secret, ciphertexts)
         plain.SetLength(self._values["outputs"])
         return np.array(plain.GetRealPackedValue())[None, : self._values["outputs"]] * self._values["output_scale"]
 
 
-class NaiveServer:
+class NaiveServer(_Party):
     def load(self, artifact: bytes) -> None:
         with np.load(io.BytesIO(artifact), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             self._layers = [(arrays[f"d{i}"], folds, arrays[f"b{i}"]) for i, folds in enumerate(header["folds"])]
-        self._context = _context(header["depth"], header["slots"])
+        self._open(header)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        self._identity, name = messages.identified(keys["tag"])
-        tag = name.decode()
-        if tag not in self._context.GetAllEvalMultKeys():
-            openfhe.DeserializeEvalMultKeyString(keys["relinearisation"], openfhe.BINARY)
-        if tag not in self._context.GetAllEvalAutomorphismKeys():
-            openfhe.DeserializeEvalAutomorphismKeyString(keys["evaluation"], openfhe.BINARY)
+        frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
+        tag, relinearisation, rotations = map(bytes, frames.exactly(3, frame.parts, "parts of the evaluation keys"))
+        with refusing("OpenFHE", "read these keys"):
+            self._ciphertexts.tag = name = tag.decode()
+            if name not in self._context.GetAllEvalMultKeys():
+                openfhe.DeserializeEvalMultKeyString(relinearisation, openfhe.BINARY)
+            if name not in self._context.GetAllEvalAutomorphismKeys():
+                openfhe.DeserializeEvalAutomorphismKeyString(rotations, openfhe.BINARY)
+        self._identity = frame.keys
 
     def deserialise(self, request: bytes) -> Any:
-        return deserialise_ciphertext(messages.parse(messages.REQUEST, self._identity, request)[1][0])
+        return self._unpack(frames.REQUEST, request, 0)
 
     def infer(self, ciphertexts: Any) -> Any:
+        with refusing("OpenFHE", "evaluate this request"):
+            return self._run(ciphertexts)
+
+    def _run(self, ciphertexts: Any) -> Any:
         context, x = self._context, ciphertexts
         for index, (diagonals, folds, bias) in enumerate(self._layers):
             if index:
@@ -159,4 +185,4 @@ class NaiveServer:
         return x
 
     def serialise(self, ciphertexts: Any) -> bytes:
-        return messages.frame(messages.RESPONSE, self._identity, 1, [openfhe.Serialize(ciphertexts, openfhe.BINARY)])
+        return self._pack(frames.RESPONSE, ciphertexts)

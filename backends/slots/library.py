@@ -58,8 +58,8 @@ class KeyRequest:
 
 
 class ClientLibrary(Protocol):
-    def keygen(self, request: KeyRequest) -> bytes:
-        """Makes the secret key (kept) and returns the evaluation keys, serialised."""
+    def keygen(self, request: KeyRequest) -> list[bytes]:
+        """Makes the secret key (kept) and returns the evaluation keys, serialised, in as many parts as the library likes."""
 
     def public_key(self) -> bytes:
         """The public key of the last `keygen`, serialised."""
@@ -69,7 +69,9 @@ class ClientLibrary(Protocol):
     def serialise(self, fresh: Cipher) -> bytes:
         """A fresh ciphertext, in the library's smallest form."""
 
-    def deserialise(self, data: bytes) -> Cipher: ...
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        """level: that the ciphertext must have; None: any. Raises MessageError for all but a ciphertext of two polynomials
+        of these parameters."""
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
         """All slots, complex."""
@@ -87,9 +89,11 @@ class OwnerLibrary(Protocol):
 class Evaluator(Protocol):
     """The server's side. No operation changes its arguments."""
 
-    def load_keys(self, data: bytes) -> None: ...
+    def load_keys(self, parts: Sequence[bytes]) -> None:
+        """What `ClientLibrary.keygen` returned."""
 
-    def deserialise(self, data: bytes) -> Cipher: ...
+    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+        """As `ClientLibrary.deserialise`."""
 
     def serialise(self, cipher: Cipher) -> bytes: ...
 

@@ -106,7 +106,8 @@ def _rotates_request(layout: Plan) -> bool:
 def _batched(blocks: Blocks, precision: Precision) -> Plan:
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-    return Plan(parameters, request, steps, blocks.levels, (), blocks.output_scale)  # each logit has its own ciphertext
+    each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
 
 Chosen = dict[tuple[int, int], Candidate]  # (affine value, which of its inputs) → the way it is evaluated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from backends import security
-from backends.api import Job, MessageError, Prepared
-from backends.slots import blocks, costs, execute, messages, planner
+from backends import frames, security
+from backends.api import BackendError, Job, Prepared, refusing
+from backends.slots import blocks, costs, execute, planner
 from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library, Parameters
 from backends.slots.plan import Plan
@@ -93,11 +92,12 @@ class SlotsOwner:
         )
 
     def encrypt_model(self, public_key: bytes) -> bytes:
-        identity, key = messages.parse_keys(_purpose(self._plan.parameters, self._plan.keys), public_key)
-        owner = self._library.owner(self._plan.parameters, key)
+        purpose = _purpose(self._plan.parameters, self._plan.keys)
+        frame = frames.unpack(frames.PUBLIC, public_key, purpose=purpose)
+        owner = self._library.owner(self._plan.parameters, *frames.exactly(1, frame.parts, "public key"))
         weights = self._plan.weights(self._library.moduli(self._plan.parameters))
         parts = [owner.serialise(owner.encrypt_weight(w.vector, w.scale, w.level)) for w in weights]
-        return messages.frame(messages.MODEL, identity, 0, parts)
+        return frames.pack(frames.MODEL, parts, purpose=purpose, keys=frame.keys)
 
     def explain(self, job: Job) -> dict[str, Any]:
         """The plan in words and figures, predicted and measured here; see `backends.slots.explain`."""
@@ -113,27 +113,34 @@ class SlotsClient:
         self._plan, self._request = Plan.from_bytes(artifact)
         self._client = self._library.client(self._plan.parameters)
         self._scale = self._plan.response_scale(self._library.moduli(self._plan.parameters))
+        self._purpose = _purpose(self._plan.parameters, self._request)
 
     def keygen(self, seed: int) -> dict[str, bytes]:
-        self._identity = secrets.token_bytes(messages.IDENTITY_BYTES)
-        purpose = _purpose(self._plan.parameters, self._request)
-        keys = {"evaluation": self._client.keygen(self._request)}
+        self._identity = secrets.token_bytes(frames.IDENTITY_BYTES)
+        whose = {"purpose": self._purpose, "keys": self._identity}
+        keys = {"evaluation": frames.pack(frames.KEYS, self._client.keygen(self._request), **whose)}
         if self._request.public:
-            keys["public"] = self._client.public_key()
-        return {name: messages.frame_keys(purpose, self._identity, key) for name, key in keys.items()}
+            keys["public"] = frames.pack(frames.PUBLIC, [self._client.public_key()], **whose)
+        return keys
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:
+        if not 1 <= len(images) <= self._plan.batch:
+            raise BackendError(f"a request holds 1 to {self._plan.batch} images, not {len(images)}")
         return len(images), execute.encrypt(self._plan, self._client, images.reshape(len(images), -1))
 
     def serialise(self, ciphertexts: tuple[int, list[Cipher]]) -> bytes:
         images, fresh = ciphertexts
-        return messages.frame(
-            messages.REQUEST, self._identity, images, [self._client.serialise(cipher) for cipher in fresh]
-        )
+        parts = [self._client.serialise(cipher) for cipher in fresh]
+        return frames.pack(frames.REQUEST, parts, purpose=self._purpose, keys=self._identity, images=images)
 
     def deserialise(self, response: bytes) -> tuple[int, list[Cipher]]:
-        images, parts = messages.parse(messages.RESPONSE, self._identity, response)
-        return images, [self._client.deserialise(part) for part in parts]
+        frame = frames.unpack(
+            frames.RESPONSE, response, purpose=self._purpose, keys=self._identity, batch=self._plan.batch
+        )
+        plan = self._plan
+        expected = (1 + plan.input.paired) * len(plan.output_slots) if plan.input.batched else 1
+        parts = frames.exactly(expected, frame.parts, "ciphertexts of a response")
+        return frame.images, [self._client.deserialise(part, plan.dropped(-1)) for part in parts]
 
     def decrypt(self, ciphertexts: tuple[int, list[Cipher]]) -> np.ndarray:
         images, ciphers = ciphertexts
@@ -157,32 +164,33 @@ class SlotsServer:
             self._programs = [execute.Program(plan, self._evaluator, self._moduli) for plan in self._plan.shares(cores)]
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
-        self._identity, evaluation = messages.parse_keys(self._purpose, keys.get("evaluation", b""))
-        self._evaluator.load_keys(evaluation)
+        frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
+        self._evaluator.load_keys(frame.parts)
+        self._identity = frame.keys
         self._workers = [] if self._plan.encrypted else [Worker(program) for program in self._programs[1:]]
 
     def load_model(self, model: bytes) -> None:
-        _, parts = messages.parse(messages.MODEL, self._identity, model)
-        expected = sum(len(step.terms) + 1 for step in self._plan.affines)
-        if len(parts) != expected:
-            raise MessageError(f"the model of this plan has {expected} ciphertexts, not {len(parts)}")
-        weights = map(self._evaluator.deserialise, parts)
+        frame = frames.unpack(frames.MODEL, model, purpose=self._purpose, keys=self._identity)
+        levels = [weight.level for weight in self._plan.weights(self._moduli)]
+        parts = frames.exactly(len(levels), frame.parts, "ciphertexts of the model")
+        weights = map(self._evaluator.deserialise, parts, levels)
         self._programs = [execute.Program(self._plan, self._evaluator, self._moduli, weights)]
 
     def deserialise(self, request: bytes) -> tuple[int, list[Cipher]]:
-        images, parts = messages.parse(messages.REQUEST, self._identity, request)
-        expected = costs.request_ciphertexts(self._plan)
-        if len(parts) != expected:
-            raise MessageError(f"a request of this plan has {expected} ciphertexts, not {len(parts)}")
+        frame = frames.unpack(
+            frames.REQUEST, request, purpose=self._purpose, keys=self._identity, batch=self._plan.batch
+        )
+        parts = frames.exactly(costs.request_ciphertexts(self._plan), frame.parts, "ciphertexts of a request")
         for worker in self._workers:
-            worker.read(parts)
-        return images, [self._evaluator.deserialise(part) for part in parts]
+            worker.read(request)
+        return frame.images, [self._evaluator.deserialise(part, 0) for part in parts]
 
     def infer(self, ciphertexts: tuple[int, list[Cipher]]) -> tuple[int, list[Cipher]]:
         images, ciphers = ciphertexts
         for worker in self._workers:
             worker.start()
-        results = self._programs[0].run(ciphers)
+        with refusing(self._library.name, "evaluate this request"):
+            results = self._programs[0].run(ciphers)
         for worker in self._workers:
             results = [self._evaluator.add(*pair) for pair in zip(results, worker.result(), strict=True)]
         return images, results
@@ -190,9 +198,9 @@ class SlotsServer:
     def serialise(self, ciphertexts: tuple[int, list[Cipher]]) -> bytes:
         images, ciphers = ciphertexts
         parts = [self._evaluator.serialise(cipher) for cipher in ciphers]
-        return messages.frame(messages.RESPONSE, self._identity, images, parts)
+        return frames.pack(frames.RESPONSE, parts, purpose=self._purpose, keys=self._identity, images=images)
 
 
 def _purpose(parameters: Parameters, request: KeyRequest) -> bytes:
     """The same for all plans that keys of one client fit."""
-    return hashlib.sha256(repr((parameters, request)).encode()).digest()[: messages.IDENTITY_BYTES]
+    return frames.identity(parameters, request)

@@ -71,9 +71,9 @@ class Simulator:
         return {"ring_dimension": parameters.ring_dimension, "log2_qp": 0.0}
 
     # Client
-    def keygen(self, request: KeyRequest) -> bytes:
+    def keygen(self, request: KeyRequest) -> list[bytes]:
         self._keys = set(request.rotations)
-        return b"no key"
+        return []
 
     def public_key(self) -> bytes:
         return b"no key"
@@ -95,12 +95,12 @@ class Simulator:
         np.savez(buffer, values=cipher.values, scale=cipher.scale, level=cipher.level)
         return buffer.getvalue()
 
-    def deserialise(self, data: bytes) -> Vector:
+    def deserialise(self, data: bytes, level: int | None = None) -> Vector:
         with np.load(io.BytesIO(data)) as file:
             return Vector(file["values"], float(file["scale"]), int(file["level"]))
 
     # Server
-    def load_keys(self, data: bytes) -> None:
+    def load_keys(self, parts: Sequence[bytes]) -> None:
         pass
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Vector:

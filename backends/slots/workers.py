@@ -7,15 +7,16 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 from multiprocessing.connection import Connection
 
-from backends.api import BackendError
-from backends.slots import messages
+from backends import frames
+from backends.api import BackendError, MessageError
 from backends.slots.execute import Program
 from backends.slots.library import Cipher
 
 PR_SET_PDEATHSIG = 1
-INFER = b""
+INFER, FAILED = b"", b""  # in the two directions; no message of `frames` is empty
 
 
 class Worker:
@@ -25,27 +26,33 @@ class Worker:
     """
 
     def __init__(self, program: Program) -> None:
-        self._evaluator = program.evaluator
+        self._evaluator, self._busy = program.evaluator, False
         self._connection, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")
         process = context.Process(target=_serve, args=(theirs, program), daemon=True)
         process.start()
         theirs.close()
 
-    def read(self, parts: list[bytes]) -> None:
-        """parts: the serialised ciphertexts of a request."""
-        self._send(messages.join(parts))
+    def read(self, request: bytes) -> None:
+        """request: as the client sent it."""
+        if self._busy:  # with an earlier request, on which the server itself failed
+            self.result()
+        self._send(request)
 
     def start(self) -> None:
         self._send(INFER)
+        self._busy = True
 
     def result(self) -> list[Cipher]:
-        """Raises BackendError if the worker died."""
+        """Raises BackendError if the worker failed or died."""
+        self._busy = False
         try:
-            parts = messages.split(self._connection.recv_bytes())
+            reply = self._connection.recv_bytes()
         except (EOFError, OSError) as error:
             raise BackendError("a worker process of the server died; its log says why") from error
-        return [self._evaluator.deserialise(part) for part in parts]
+        if reply == FAILED:
+            raise BackendError("a worker process of the server failed; its log says why")
+        return [self._evaluator.deserialise(part) for part in frames.unpack(frames.RESPONSE, reply, batch=1).parts]
 
     def _send(self, message: bytes) -> None:
         try:
@@ -65,6 +72,13 @@ def _serve(connection: Connection, program: Program) -> None:
         while True:
             message = connection.recv_bytes()
             if message != INFER:
-                ciphers = [evaluator.deserialise(part) for part in messages.split(message)]
+                with contextlib.suppress(MessageError):  # the server reads the same bytes, and refuses them in words
+                    parts = frames.unpack(frames.REQUEST, message, batch=program.plan.batch).parts
+                    ciphers = [evaluator.deserialise(part, 0) for part in parts]
                 continue
-            connection.send_bytes(messages.join([evaluator.serialise(cipher) for cipher in program.run(ciphers)]))
+            try:
+                reply = frames.pack(frames.RESPONSE, [evaluator.serialise(c) for c in program.run(ciphers)], images=1)
+            except Exception:
+                traceback.print_exc()
+                reply = FAILED
+            connection.send_bytes(reply)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from backends import frames
 from backends.api import BackendError, Job, Prepared
 from backends.tfhe import owner, parties, security
-from backends.tfhe.frame import IDENTITY_BYTES
 from backends.tfhe.library import temporaries_in
 from models.network import AveragePool, Conv, Flatten, Gemm, Network, Relu
 
@@ -46,7 +45,7 @@ class NaiveOwner:
             client, server = (path / "client.zip").read_bytes(), (path / "server.zip").read_bytes()
             compiled = module.fhe_circuit
             specs = json.loads(compiled.client.specs.serialize())
-            settings = {"identity": hashlib.sha256(server).digest()[:IDENTITY_BYTES].hex(), "batch": 1}
+            settings = {"identity": frames.identity(server).hex(), "batch": 1}
             return Prepared(
                 client=owner.with_settings(client, settings | {"input_shape": job.network.input_shape}),
                 server=owner.with_settings(server, settings),

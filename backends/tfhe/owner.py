@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tempfile
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from backends import frames
 from backends.api import BackendError, Job, Prepared
 from backends.tfhe import circuit, security
 from backends.tfhe.circuit import Ends, Plan, Width
-from backends.tfhe.frame import IDENTITY_BYTES
 from backends.tfhe.library import temporaries_in
 from models.network import AveragePool, Network
 
@@ -77,7 +76,7 @@ class Owner:
             client, server = _archives(compiled, Path(folder))
             counts = operations(compiled)
             used = parameters(compiled, specs, job.threads) | _choices(job.network, plan, widths, chosen)
-        settings = {"identity": hashlib.sha256(server).digest()[:IDENTITY_BYTES].hex(), "batch": batch}
+        settings = {"identity": frames.identity(server).hex(), "batch": batch}
         ends = {"input_shape": job.network.input_shape, "ends": Ends.of(plan).describe()}
         return Prepared(
             client=with_settings(client, settings | ends),

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from concrete import fhe
 
-from backends.api import BackendError, MessageError
-from backends.tfhe import frame
+from backends import frames
+from backends.api import BackendError, MessageError, refusing
 from backends.tfhe.circuit import Ends
 from backends.tfhe.library import temporaries_in
 from backends.tfhe.owner import SETTINGS
@@ -32,6 +32,7 @@ class _Party:
     """Puts the artifact into a folder, because Concrete reads from one."""
 
     archive: str
+    _key: bytes
 
     def _open(self, artifact: bytes) -> tuple[Path, dict[str, Any]]:
         """The path of the archive and its settings."""
@@ -46,6 +47,16 @@ class _Party:
         self._circuit = bytes.fromhex(settings["identity"])
         self._batch: int = settings["batch"]
         return path, settings
+
+    def _pack(self, kind: bytes, ciphertext: Ciphertext) -> bytes:
+        parts = [ciphertext.value.serialize()]
+        return frames.pack(kind, parts, purpose=self._circuit, keys=self._key, images=ciphertext.images)
+
+    def _unpack(self, kind: bytes, message: bytes) -> Ciphertext:
+        frame = frames.unpack(kind, message, purpose=self._circuit, keys=self._key, batch=self._batch)
+        (value,) = frames.exactly(1, frame.parts, "ciphertext")
+        with refusing("Concrete", "read this ciphertext"):
+            return Ciphertext(fhe.Value.deserialize(bytes(value)), frame.images)
 
 
 class Client(_Party):
@@ -64,9 +75,9 @@ class Client(_Party):
     def keygen(self, seed: int) -> dict[str, bytes]:
         """`seed` is ignored: Concrete would make the secret keys from it."""
         self._client.keygen(force=True)
-        self._key = secrets.token_bytes(frame.IDENTITY_BYTES)
+        self._key = secrets.token_bytes(frames.IDENTITY_BYTES)
         evaluation = self._client.evaluation_keys.serialize()
-        return {"evaluation": frame.pack(frame.KEYS, self._circuit, self._key, [evaluation])}
+        return {"evaluation": frames.pack(frames.KEYS, [evaluation], purpose=self._circuit, keys=self._key)}
 
     def encrypt(self, images: np.ndarray) -> Ciphertext:
         """A value that holds the whole request; places of a batch without an image are filled with the last one."""
@@ -78,13 +89,15 @@ class Client(_Party):
         return Ciphertext(self._client.encrypt(self._quantise(filled)), len(images))
 
     def serialise(self, ciphertext: Ciphertext) -> bytes:
-        return _serialise(frame.REQUEST, self._circuit, self._key, ciphertext)
+        return self._pack(frames.REQUEST, ciphertext)
 
     def deserialise(self, response: bytes) -> Ciphertext:
-        return _deserialise(frame.RESPONSE, self._circuit, self._key, response, self._batch)
+        return self._unpack(frames.RESPONSE, response)
 
     def decrypt(self, ciphertext: Ciphertext) -> np.ndarray:
-        return self._logits(np.asarray(self._client.decrypt(ciphertext.value)))[: ciphertext.images]
+        with refusing("Concrete", "decrypt this response"):
+            integers = np.asarray(self._client.decrypt(ciphertext.value))
+        return self._logits(integers)[: ciphertext.images]
 
     def _quantise(self, images: np.ndarray) -> np.ndarray:
         return self._ends.quantise(images)
@@ -103,28 +116,18 @@ class Server(_Party):
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         """Reads the keys; Concrete decompresses them when `infer` first uses them."""
-        self._key, (evaluation,) = frame.unpack(frame.KEYS, self._circuit, None, keys.get("evaluation", b""))
-        self._keys = fhe.EvaluationKeys.deserialize(evaluation)
+        frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._circuit)
+        (evaluation,) = frames.exactly(1, frame.parts, "set of evaluation keys")
+        with refusing("Concrete", "read these keys"):
+            self._keys = fhe.EvaluationKeys.deserialize(bytes(evaluation))
+        self._key = frame.keys
 
     def deserialise(self, request: bytes) -> Ciphertext:
-        return _deserialise(frame.REQUEST, self._circuit, self._key, request, self._batch)
+        return self._unpack(frames.REQUEST, request)
 
     def infer(self, ciphertext: Ciphertext) -> Ciphertext:
-        return replace(ciphertext, value=self._server.run(ciphertext.value, evaluation_keys=self._keys))
+        with refusing("Concrete", "evaluate this request"):
+            return replace(ciphertext, value=self._server.run(ciphertext.value, evaluation_keys=self._keys))
 
     def serialise(self, ciphertext: Ciphertext) -> bytes:
-        return _serialise(frame.RESPONSE, self._circuit, self._key, ciphertext)
-
-
-def _serialise(kind: bytes, circuit: bytes, key: bytes, ciphertext: Ciphertext) -> bytes:
-    return frame.pack(kind, circuit, key, [bytes([ciphertext.images]), ciphertext.value.serialize()])
-
-
-def _deserialise(kind: bytes, circuit: bytes, key: bytes, data: bytes, batch: int) -> Ciphertext:
-    _, parts = frame.unpack(kind, circuit, key, data)
-    if len(parts) != 2 or len(parts[0]) != 1 or not 1 <= parts[0][0] <= batch:
-        raise MessageError(f"a message that does not hold 1 to {batch} images")
-    try:
-        return Ciphertext(fhe.Value.deserialize(parts[1]), parts[0][0])
-    except RuntimeError as error:
-        raise MessageError(f"not a ciphertext of Concrete: {error}") from error
+        return self._pack(frames.RESPONSE, ciphertext)

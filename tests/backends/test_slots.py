@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from backends import security
+from backends import frames, security
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.slots import costs, packing, planner
 from backends.slots.blocks import Affine, Blocks, from_network
@@ -22,6 +22,7 @@ from backends.slots.execute import Program, decrypt, encrypt
 from backends.slots.library import KeyRequest, Parameters
 from backends.slots.plan import Packed, Plan, Product
 from backends.slots.simulator import Simulator
+from backends.variants import opened
 from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Relu, chain
 from tests.backends.graphs import random_graph
 
@@ -414,14 +415,14 @@ def test_the_server_has_no_weight_of_an_encrypted_model(backend: str) -> None:
     module = importlib.import_module(f"backends.{backend}")
     owner, client, server = module.Owner(), module.Client(), module.Server()
     prepared = owner.prepare(Job(network, calibration=images, model_privacy="encrypted"))
-    plan, _ = Plan.from_bytes(prepared.server.split(b"\0", 1)[1])
+    plan, _ = Plan.from_bytes(opened(frames.SERVER, prepared.server)[1])
     assert plan.encrypted and not any(k.diagonals.size or step.bias.size for step in plan.affines for k in step.kernels)
     client.load(prepared.client)
     server.load(prepared.server)
     keys = client.keygen(0)
     server.load_keys({"evaluation": keys["evaluation"]})
     model = owner.encrypt_model(keys["public"])
-    for damaged in (model[:-1], b"REQ1" + model[4:], b""):
+    for damaged in (model[:-1], model[:8] + frames.REQUEST + model[12:], b""):
         with pytest.raises(MessageError):
             server.load_model(damaged)
     server.load_model(model)
@@ -445,7 +446,8 @@ def test_damaged_and_foreign_messages_are_refused(backend: str) -> None:
     request = client.serialise(client.encrypt(images[:1]))
     flipped = bytearray(request)
     flipped[len(request) // 2] ^= 1
-    for damaged in (b"", request[:10], request[:-1], bytes(flipped), b"RES1" + request[4:], request + b"x"):
+    foreign = request[:8] + frames.RESPONSE + request[12:]
+    for damaged in (b"", request[:10], request[:-1], bytes(flipped), foreign, request + b"x"):
         with pytest.raises(MessageError):
             server.deserialise(damaged)
     _, other, _ = parties(backend, Job(network, calibration=images))
@@ -510,12 +512,13 @@ def test_the_keys_of_seal_are_evaluation_keys_and_nothing_else() -> None:
     from backends.ckks import seal as ours
 
     library, parameters = importlib.import_module("backends.ckks").LIBRARY, scaled(8192, [8, 8], 10)
-    blob = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
-    context, split = ours._context(parameters), 8 + int.from_bytes(blob[:8], "little")
-    relin = ours._load(seal.RelinKeys, context, blob[8:split])
-    galois = ours._load(seal.GaloisKeys, context, blob[split:])
+    parts = library.client(parameters).keygen(KeyRequest((1, 2), True, True))
+    context = ours._context(parameters)
+    relin = ours._load(seal.RelinKeys, context, parts[0])
+    galois = ours._load(seal.GaloisKeys, context, parts[1])
     assert ours._save(relin) and galois.size() == 3  # two rotations and the conjugation: all bytes are accounted for
-    for part in (blob[8:split], blob[split:]):
+    assert len(parts) == 2
+    for part in parts:
         with pytest.raises(MessageError):
             ours._load(seal.SecretKey, context, part)
 
@@ -525,7 +528,7 @@ def test_no_part_of_the_secret_key_of_openfhe_reaches_the_server() -> None:
 
     library, parameters = importlib.import_module("backends.openfhe").LIBRARY, scaled(8192, [8, 8], 10, 2)
     client = library.client(parameters)
-    blob = client.keygen(KeyRequest((1, 2), True, True))
+    blob = b"".join(client.keygen(KeyRequest((1, 2), True, True)))
     secret = openfhe.Serialize(client._secret, openfhe.BINARY)
     windows = [secret[start : start + 32] for start in range(len(secret) // 4, len(secret) - 32, 4096)]
     assert len(windows) > 10 and not any(window in blob for window in windows)

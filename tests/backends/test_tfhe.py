@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends import frames
 from backends.api import BackendError, InsecureError, Job, MessageError
-from backends.tfhe import Client, Owner, Server, circuit, frame, owner, security
+from backends.tfhe import Client, Owner, Server, circuit, owner, security
 from models import tasks, zoo
 from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Quantise, Relu, chain
 
@@ -297,14 +298,15 @@ def test_messages_of_another_kind_or_count_are_refused(parties):
         parties.client.deserialise(request)
     with pytest.raises(MessageError, match="expected a request"):
         parties.server.deserialise(parties.answer(request))
-    parts = [b"\1", b"no ciphertext"]
-    server = parties.server
-    with pytest.raises(MessageError, match="not a ciphertext"):
-        server.deserialise(frame.pack(frame.REQUEST, server._circuit, server._key, parts))
-    with pytest.raises(MessageError, match="does not hold 1 to"):
-        server.deserialise(frame.pack(frame.REQUEST, server._circuit, server._key, []))
-    with pytest.raises(MessageError, match="another model"):
-        server.deserialise(frame.pack(frame.REQUEST, bytes(16), server._key, parts))
+    server, whose = parties.server, {"purpose": parties.server._circuit, "keys": parties.server._key}
+    for reason, parts, values in (
+        ("cannot read this ciphertext", [b"no ciphertext"], whose | {"images": 1}),
+        ("expected 1 ciphertext, received 0", [], whose | {"images": 1}),
+        ("holds 1 to 8 images here, not 9", [b"no ciphertext"], whose | {"images": 9}),
+        ("another network", [b"no ciphertext"], whose | {"images": 1, "purpose": bytes(16)}),
+    ):
+        with pytest.raises(MessageError, match=reason):
+            server.deserialise(frames.pack(frames.REQUEST, parts, **values))
 
 
 def test_damaged_artifacts_are_refused(prepared):
