@@ -10,16 +10,22 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Literal
 
-import tomli
+import msgspec
 
 ENTRY_POINT_GROUP = "fhe_medmnist_bench.backends"
 HERE = Path(__file__).parent
+NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"  # it becomes part of files' names
+
+Lowering = Literal["float", "polynomial", "integer"]
+Variant = Annotated[str, msgspec.Meta(pattern=rf"^({NAME})?\Z")]
 
 
 class UnknownBackend(LookupError):
@@ -55,35 +61,89 @@ class BackendInfo:
         return importlib.import_module(self.module)
 
 
+class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's content with its types; see `BackendInfo`."""
+
+    title: str
+    scheme: str
+    lowering: Lowering
+    distributions: tuple[str, ...] = ()
+    python: str = ""
+    variants: dict[Variant, str] | None = None
+    lowerings: dict[str, Lowering] | None = None
+    test_only: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A backend of another package that cannot be used. where: its entry point."""
+
+    name: str
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the backend {self.name!r} of {self.where} is left out: {self.reason}"
+
+
 def _read(name: str, module: str, folder: Path) -> BackendInfo:
-    values = tomli.loads((folder / "backend.toml").read_text())
-    values["distributions"] = tuple(values.get("distributions", ()))
-    return BackendInfo(name=name, module=module, folder=folder, **values)
+    """Raises OSError, ValueError."""
+    found = msgspec.toml.decode((folder / "backend.toml").read_bytes(), type=_Description)
+    if found.variants and "" not in found.variants:
+        raise ValueError('variants lack the default one, ""')
+    if unknown := set(found.lowerings or ()) - set(found.variants or ()):
+        raise ValueError(f"lowerings name {', '.join(sorted(unknown))}, which is no variant")
+    return BackendInfo(name=name, module=module, folder=folder, **msgspec.structs.asdict(found))
+
+
+def _read_plugin(point: EntryPoint, known: Mapping[str, BackendInfo]) -> BackendInfo:
+    """Raises whatever is wrong with it."""
+    if not re.fullmatch(NAME, point.name):
+        raise ValueError("a name is a letter, then letters, digits, '_', '.' and '-'")
+    if point.name in known:
+        raise ValueError(f"{known[point.name].module} has this name; choose another")
+    top, *rest = point.value.split(".")
+    spec = importlib.util.find_spec(top)  # of the top package only: finding a submodule would import its parent
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"there is no package {top}")
+    return _read(point.name, point.value, Path(spec.submodule_search_locations[0]).joinpath(*rest))
 
 
 @functools.cache
-def backends() -> Mapping[str, BackendInfo]:
-    """All registered backends by name, in alphabetical order."""
+def _registry() -> tuple[Mapping[str, BackendInfo], tuple[Broken, ...]]:
     found = {
         p.parent.name: _read(p.parent.name, f"backends.{p.parent.name}", p.parent) for p in HERE.glob("*/backend.toml")
     }
+    broken = []
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        top, *rest = point.value.split(".")
-        spec = importlib.util.find_spec(top)  # of the top package only: finding a submodule would import its parent
-        if spec is None or not spec.submodule_search_locations:
-            continue
-        found[point.name] = _read(point.name, point.value, Path(spec.submodule_search_locations[0]).joinpath(*rest))
-    return dict(sorted(found.items()))
+        try:
+            found[point.name] = _read_plugin(point, found)
+        except Exception as error:  # what others install must not keep ours from working, whatever is wrong with it
+            broken.append(Broken(point.name, point.value, str(error) or type(error).__name__))
+    return dict(sorted(found.items())), tuple(broken)
+
+
+def backends() -> Mapping[str, BackendInfo]:
+    """All registered backends by name, in alphabetical order."""
+    return _registry()[0]
+
+
+def broken() -> tuple[Broken, ...]:
+    """Those of other packages that cannot be used."""
+    return _registry()[1]
 
 
 def resolve(spec: str) -> tuple[BackendInfo, str]:
     """``"ckks:naive"`` → (its BackendInfo with the lowering of the variant, ``"naive"``). Raises UnknownBackend."""
-    name, _, variant = spec.partition(":")
+    name, colon, variant = spec.partition(":")
     known = backends()
     if name not in known:
+        for plugin in broken():
+            if plugin.name == name:
+                raise UnknownBackend(str(plugin))
         raise UnknownBackend(f"unknown backend {name!r}: choose from {', '.join(known)}")
     variants = known[name].variants or {"": ""}
-    if variant not in variants:
+    if variant not in variants or (colon and not variant):
         choices = ", ".join(f"{name}:{v}" if v else name for v in variants)
         raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
     info = known[name]

@@ -5,6 +5,9 @@
     "FMB1" | header length (u32) | body length (u64) | header (JSON, UTF-8) | blobs, one after the other
 
 The header's ``blobs`` lists ``[name, length]``; everything is little-endian. Standard library and NumPy only.
+
+This is how the harness calls a party on the same machine. What a client and a server of one backend say to each other is in
+the blobs, which the harness does not look into, and framed by the backend itself: see `backends.frames`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ MAGIC = b"FMB1"
 PREFIX = struct.Struct("<4sIQ")
 MAX_HEADER_BYTES = 1 << 20
 MAX_BODY_BYTES = 1 << 33
+PIECE_BYTES = 1 << 18  # about what a socket holds
 
 
 class WireError(ValueError):
@@ -99,16 +103,17 @@ def receive(connection: socket.socket) -> Message | None:
 
 
 def _exactly(connection: socket.socket, size: int, optional: bool = False) -> bytes:
-    buffer = bytearray(size)
-    view, filled = memoryview(buffer), 0
-    while filled < size:
-        count = connection.recv_into(view[filled:])
-        if count == 0:
-            if optional and filled == 0:
+    """Memory is taken as bytes arrive: a prefix may announce gigabytes that never come."""
+    pieces, missing = [], size
+    while missing:
+        piece = connection.recv(min(missing, PIECE_BYTES))
+        if not piece:
+            if optional and missing == size:
                 return b""
             raise WireError("the other side closed in the middle of a message")
-        filled += count
-    return bytes(buffer)
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
 
 
 def array_to_bytes(array: np.ndarray) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import os
 import re
 import shlex
 import sys
+import tempfile
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,24 +16,23 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from backends.registry import UnknownBackend, backends, resolve
-from bench.files import RunError
+from backends.registry import UnknownBackend, backends, broken, resolve
+from bench.files import DISK_FULL, RunError
+from bench.signals import exit_code, in_words, stoppable
 from bench.suite import Privacy, Scenario
 from models import NetworkError, tasks, zoo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.table import Table
+    from collections.abc import Callable, Iterable, Iterator
 
     from bench.cluster import Cluster
-    from bench.record import Record, Trial
+    from bench.record import Record, Store, Trial
     from bench.trials import Options
 
-    Report = Callable[..., None]  # (trials done so far, what is going on, finished=False)
+    Report = Callable[..., None]  # (trials done so far, what is going on, finished=False, milestone=False)
 
-OK, FAILED, USAGE, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
+LARGEST = 2**53 - 1  # whole number, as in records
 
 app = typer.Typer(
     name="bench",
@@ -40,12 +40,52 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-DataDir = Annotated[
-    Path | None, typer.Option(help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).")
-]
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("a path, not nothing")
+    return Path(text)
+
+
+def _folder(text: str) -> Path:
+    path = _path(text).expanduser()
+    if not path.is_dir():
+        raise typer.BadParameter(f"there is no folder {text}")
+    return path
+
+
+def _whole(text: str | int) -> int:
+    """text: or the default of an option, as it is."""
+    number = int(text) if re.fullmatch(r"\d{1,16}", str(text)) else -1
+    if not 0 <= number <= LARGEST:
+        raise typer.BadParameter(f"{text} is no whole number from 0 to {LARGEST}")
+    return number
+
+
+def _gibibytes(text: str | int) -> int:
+    """In bytes. text: or the default."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < LARGEST / 2**30:
+        raise typer.BadParameter(f"{text} is no size in GiB")
+    return int(size * 2**30)
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder,
+        metavar="FOLDER",
+        help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).",
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="Folder of a run.")]
+Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Cores (default: all).")]
 Bandwidth = Annotated[
     str | None, typer.Option(help="Of a network to be assumed, as 100Mbit: derived columns, beside what was measured.")
 ]
@@ -53,16 +93,44 @@ Bandwidth = Annotated[
 
 def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
     try:
-        app()
+        with stoppable():
+            app()
     except (UnknownBackend, zoo.UnknownModel) as error:
         _fail(error.args[0], USAGE)
     except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), FAILED)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as end:
+        _fail(in_words(end), exit_code(end))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from bench.machine import OWN, git_commit, versions
+
+        commit = git_commit()
+        print(OWN, versions(())[OWN], *([f"(checkout, commit {commit})"] if commit else []))
+        raise typer.Exit
+
+
+@app.callback()
+def every(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand not in ("list", "doctor"):  # which say so themselves
+        _warn(map(str, broken()))
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"bench: {sentence}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -71,7 +139,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 @app.command("list")
-def list_() -> None:
+def list_(data_dir: DataDir = None) -> None:
     """Backends, models, tasks and suites."""
     from bench import suite
 
@@ -82,12 +150,14 @@ def list_() -> None:
             for variant, line in (info.variants or {}).items():
                 if variant:
                     print(f"  {info.name + ':' + variant:<18} {line}")
+    for plugin in broken():
+        print(f"  {plugin.name:<18} broken: {plugin}")
     print("models")
     for name, line in zoo.MODELS.items():
         print(f"  {name:<18} {line}")
     print("tasks")
     for task in tasks.tasks().values():
-        here = "data here" if tasks.find(task) else "no data here"
+        here = "data here" if tasks.find(task, data_dir) else "no data here"
         print(f"  {task.name:<18} {task.kind}, {task.channels} channel(s), {task.outputs} outputs; {here}")
     print("suites")
     for name in suite.names():
@@ -106,8 +176,10 @@ def run(
     threads: Annotated[
         list[str] | None, typer.Option(help="Cores of each party (default: all); 1,2 runs every trial with each.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=0, help="Test images of a trial; 0: all.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    images: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="N", help="Test images of a trial; 0: all.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(parser=_whole, metavar="N")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds for a whole trial.")] = None,
     precision: Annotated[
         float | None,
@@ -115,7 +187,10 @@ def run(
     ] = None,
     sampling_time: Annotated[float | None, typer.Option(help="Seconds of repeating, at most.")] = None,
     order: Annotated[int, typer.Option(help="Seed of the order in which the trials of a task run.")] = 0,
-    memory_limit: Annotated[float, typer.Option(min=0, help="GiB of address space of each party; 0: none.")] = 0,
+    memory_limit: Annotated[
+        int,
+        typer.Option(parser=_gibibytes, metavar="GIB", help="GiB of address space of each party; 0: none."),
+    ] = 0,
     suite: Annotated[
         str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
     ] = "quick",
@@ -124,21 +199,24 @@ def run(
         str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
     ] = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same folder resumes it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder of the run; the same folder resumes it.")
+    ] = None,
 ) -> None:
     """Run trials and write records, report.html and results (CSV, Parquet, Markdown)."""
     from rich.console import Console
 
     from bench import suite as suites
     from bench.files import writer_of
+    from bench.record import Store, records_in
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     changes = {
-        "backend": _split(backend),
-        "model": _split(model),
-        "task": _split(task),
-        "scenario": _split(scenario),
-        "model_privacy": _split(model_privacy),
+        "backend": _split(backend, "--backend"),
+        "model": _split(model, "--model"),
+        "task": _split(task, "--task"),
+        "scenario": _split(scenario, "--scenario"),
+        "model_privacy": _split(model_privacy, "--model-privacy"),
         "threads": _whole_numbers(threads, "--threads"),
         "images": images,
         "seed": seed,
@@ -152,11 +230,14 @@ def run(
         _fail(str(error), USAGE)
     from bench.trials import Options  # slow to import: not for a usage error
 
+    if cluster in (None, "local"):
+        notes += _untrained(trials, data_dir)
     trials = suites.interleave(trials, order)
     folder = out or Path("reports") / f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(suite).stem}"
     with ExitStack() as stack:
         try:
             stack.enter_context(writer_of(folder))
+            store = Store(folder / "records")
             workers = stack.enter_context(_connect(cluster)) if cluster else None
             notes += workers.notes() if workers else []
             _start(folder, suite, notes, bandwidth_bit_per_s)
@@ -165,19 +246,25 @@ def run(
             _fail(f"cannot write to {folder}{full} choose another --out", USAGE)
         for note in notes:
             print(note)
-        options = Options(data_dir and data_dir.resolve(), int(memory_limit * 2**30))
+        _warn(store.damaged)
+        options = Options(data_dir and data_dir.resolve(), memory_limit)
         try:
-            all_ok, table = _run_all(trials, folder, options, workers)
+            all_ok, rows = _run_all(trials, folder, store, options, workers)
             _write_report(folder)
-        except KeyboardInterrupt:
-            _fail(f"interrupted; {_resume(folder)}", INTERRUPTED)
+            from bench.report.terminal import fitting
+        except KeyboardInterrupt as end:
+            _warn([f"{in_words(end)}; {_resume(folder)}"])
+            if any(records_in(folder)):
+                _write_report(folder)
+            sys.exit(exit_code(end))
         except RunError as error:
             _fail(f"{error}; {_resume(folder)}", FAILED)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
             _fail(f"the disk is full; free some space, {_resume(folder)}", FAILED)
-    Console().print(table)
+    console = Console()
+    console.print(fitting(console, ROW, rows, left=["status"]))
     sys.exit(OK if all_ok else FAILED)
 
 
@@ -185,13 +272,16 @@ def _resume(folder: Path) -> str:
     return f"finished records are in {folder}, run the same command with --out {folder} to resume"
 
 
-def _split(values: list[str] | None) -> list[str]:
-    return [part for value in values or [] for part in value.split(",") if part]
+def _split(values: list[str] | None, option: str) -> list[str]:
+    parts = [part for value in values or [] for part in value.split(",") if part]
+    if values and not parts:
+        raise typer.BadParameter("a name, not nothing", param_hint=f"'{option}'")
+    return parts
 
 
 def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
     try:
-        return [int(part) for part in _split(values)]
+        return [int(part) for part in _split(values, option)]
     except ValueError:
         raise typer.BadParameter("whole numbers, separated by commas", param_hint=f"'{option}'") from None
 
@@ -199,7 +289,7 @@ def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
 def _bandwidth(text: str | None) -> float | None:
     """``100Mbit`` in bits per second."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)bit", text or "")
-    if text and not (match and float(match[1])):
+    if text is not None and not (match and 0 < float(match[1]) < 1e9):
         raise typer.BadParameter("a number and kbit, Mbit or Gbit, as 100Mbit", param_hint="'--bandwidth'")
     return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
@@ -230,21 +320,55 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
-        resolve(trial.backend)
-        if trial.model not in zoo.MODELS:
-            raise zoo.UnknownModel(f"unknown model {trial.model!r}: choose from {', '.join(zoo.MODELS)}")
+        _check_model(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
         tasks.task(trial.task)
     return trials, notes
 
 
+def _check_model(model: str, lowering: str, backend: str) -> None:
+    """Raises UnknownModel, also for a preset, which is an integer network, where another lowering would run."""
+    if model not in zoo.MODELS:
+        raise zoo.UnknownModel(f"unknown model {model!r}: choose from {', '.join(zoo.MODELS)}")
+    if "@" in model and lowering != "integer":
+        raise zoo.UnknownModel(
+            f"{model} is a preset of integer networks, and {backend} runs {lowering} ones: "
+            f"choose --model {zoo.base(model)}, or a backend of integer networks (tfhe)"
+        )
+
+
+def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
+    """What to know before networks are trained that cannot be kept."""
+    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in trials}
+    described = ((model, tasks.task(task), ("float", lowering)) for model, task, lowering in wanted)
+    new = {
+        f"{m} for {t.name}" for m, t, which in described if tasks.find(t, data_dir) and not zoo.is_trained(m, t, which)
+    }
+    if not new or not (why := zoo.unwritable()):
+        return []
+    return [
+        f"This run trains {', '.join(sorted(new))} and does not keep the networks ({why}): "
+        "to keep them, set XDG_CACHE_HOME to a folder that can be written to."
+    ]
+
+
 def _start(folder: Path, suite: str, notes: list[str], bandwidth_bit_per_s: float | None) -> None:
-    from bench.files import replace
+    """Adds this command to the run file."""
+    import msgspec
+
+    from bench.files import printable, replace
+    from bench.report.reading import About, Command
 
     (folder / "records").mkdir(exist_ok=True)
-    about = {"suite": suite, "notes": notes, "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]])}
-    if bandwidth_bit_per_s:
-        about["bandwidth_bit_per_s"] = bandwidth_bit_per_s
-    replace(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
+    about = About.load(folder / "run.json")
+    command = printable(shlex.join(["python", "-m", "bench", *sys.argv[1:]]))
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    about = About(
+        suite=printable(suite),
+        notes=list(dict.fromkeys([*about.notes, *map(printable, notes)])),
+        commands=[*about.commands, Command(command, now)],
+        bandwidth_bit_per_s=bandwidth_bit_per_s or about.bandwidth_bit_per_s,
+    )
+    replace(folder / "run.json", msgspec.json.format(msgspec.json.encode(about), indent=1) + b"\n")
 
 
 def _connect(address: str) -> AbstractContextManager[Cluster]:
@@ -255,35 +379,38 @@ def _connect(address: str) -> AbstractContextManager[Cluster]:
     return cluster.connect(address)
 
 
-def _run_all(trials: list[Trial], folder: Path, options: Options, workers: Cluster | None) -> tuple[bool, Table]:
-    """Whether all trials are ok, and a table of them. The records are on disk alone: a run may have many."""
-    from bench.record import Store
+def _run_all(
+    trials: list[Trial], folder: Path, store: Store, options: Options, workers: Cluster | None
+) -> tuple[bool, list[tuple[str, ...]]]:
+    """Whether all trials are ok, and a row of each. The records are on disk alone: a run may have many."""
     from bench.trials import here
 
-    store, table, all_ok = Store(folder / "records"), _table(), True
+    rows, all_ok = [], True
     with _progress(len(trials)) as report:
         run = workers.run if workers else here
         with closing(run(trials, options, store, folder, report)) as records:
             for number, record in enumerate(records, 1):
                 outcome = f"{record.status}, {record.reason}" if record.reason else record.status
                 report(number, f"{record.trial.label}: {outcome}", finished=True)
-                table.add_row(*_row(record))
+                rows.append(_row(record))
                 all_ok = all_ok and record.status == "ok"
-    return all_ok, table
+    return all_ok, rows
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Report]:
-    """A bar with the current stage and the time left; outside a terminal, a line for each finished trial."""
+    """A bar with the current stage and the time left; outside a terminal, a line for each finished trial and milestone."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
 
-        def line(completed: float | None, text: str, finished: bool = False) -> None:
+        def line(completed: float | None, text: str, finished: bool = False, milestone: bool = False) -> None:
             if finished:
-                print(f"[{completed:.0f}/{total}] {text}", file=sys.stderr, flush=True)
+                text = f"[{completed:.0f}/{total}] {text}"
+            if finished or milestone:
+                print(text, file=sys.stderr, flush=True)
 
         yield line
         return
@@ -291,7 +418,7 @@ def _progress(total: int) -> Iterator[Report]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=total)
 
-        def update(completed: float | None, text: str, finished: bool = False) -> None:
+        def update(completed: float | None, text: str, finished: bool = False, milestone: bool = False) -> None:
             bar.update(task, completed=completed, description=text)
             if finished:
                 bar.console.print(text)
@@ -302,30 +429,28 @@ def _progress(total: int) -> Iterator[Report]:
 def _write_report(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> None:
     from bench import report
 
-    print(*report.write(folder, bandwidth_bit_per_s, across_machines), sep="\n")
+    found = report.read(folder, bandwidth_bit_per_s, across_machines)
+    _warn(found.left_out)
+    print(*report.write_files(found, folder), sep="\n")
 
 
-def _table() -> Table:
-    from rich.table import Table
-
-    table = Table()
-    for column in ("trial", "status", "accuracy", "server", "request", "keys"):
-        table.add_column(column, justify="left" if column in ("trial", "status") else "right")
-    return table
+ROW = ("trial", "status", "accuracy", "server", "request", "keys")
 
 
 def _row(record: Record) -> tuple[str, ...]:
+    """What a run prints of a trial: the columns of `ROW`."""
     from bench import metrics
     from bench.report.quantity import with_unit
+    from bench.report.table import SERVER_REQUEST, totals
 
-    infer = record.stage("server", "infer")
+    server = totals(record, SERVER_REQUEST)
     quality = metrics.quality(record.outputs) if record.outputs and record.outputs.encrypted_logits else None
     keys = sum(size for name, size in record.sizes.items() if name.endswith("_key_bytes"))
     return (
         record.trial.label,
         record.status,
         f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
-        with_unit(metrics.median_interval(infer.wall_s).value, "s") if infer and infer.wall_s else "",
+        with_unit(metrics.median_interval(server).value, "s") if server else "",
         with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
         with_unit(keys, "bytes") if keys else "",
     )
@@ -338,7 +463,7 @@ def explain(
     task: Annotated[str, typer.Option()] = "digits",
     scenario: Annotated[Scenario, typer.Option()] = "single-stream",
     model_privacy: Annotated[Privacy, typer.Option()] = "plain",
-    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    threads: Threads = 0,
     data_dir: DataDir = None,
 ) -> None:
     """Print a backend's plan: layouts, levels, parameters, operations, predicted and measured time by layer."""
@@ -349,6 +474,7 @@ def explain(
     from bench.trials import subject
 
     info, _ = resolve(backend)
+    _check_model(model, info.lowering, backend)
     trial = Trial(
         backend=backend,
         model=model,
@@ -371,9 +497,12 @@ def tune(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
     budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
-    threads: Annotated[int, typer.Option(help="Cores (default: all).")] = 0,
+    threads: Threads = 0,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the search; the same folder resumes it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_path, metavar="PATH", help="Folder of the search; the same folder resumes it."),
+    ] = None,
 ) -> None:
     """Search the frontier of accuracy, latency and key bytes of a model's integer network."""
     from bench import tune as tuning
@@ -399,8 +528,9 @@ def tune(
             frontier = search.run(budget_s, lambda share, text: bar(share, text))
     except TrialError as error:
         _fail(error.reason, FAILED)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; run the same command with --out {folder} to go on with its finished trials", INTERRUPTED)
+    except KeyboardInterrupt as end:
+        again = f"run the same command with --out {folder} to go on with its finished trials"
+        _fail(f"{in_words(end)}; {again}", exit_code(end))
     print(f"{frontier.networks} networks, {len(frontier.rows)} on the frontier: {folder / 'frontier.html'}")
 
 
@@ -434,7 +564,7 @@ def show(
     from bench.report import read, terminal
 
     run = read(run_folder)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     if trial is None:
         terminal.show_run(run, console)
         return
@@ -449,7 +579,9 @@ def show(
 def export(
     run_folder: RunFolder,
     to: Annotated[str, typer.Option(help="pytest-benchmark or pyperf")],
-    out: Annotated[Path | None, typer.Option(help="File (default: in the folder of the run).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="File (default: in the folder of the run).")
+    ] = None,
 ) -> None:
     """Write the timings of a run as a file of another tool."""
     from bench import export as exports
@@ -485,10 +617,11 @@ def schema() -> None:
 @app.command()
 def check(run_folder: RunFolder) -> None:
     """Say which figures of a run are unstable, and why. Exit code 1 if any is."""
-    from bench.record import Record, records_in
+    from bench.record import newest
     from bench.report import check as checks
 
-    records = [Record.load(path) for path in records_in(run_folder)]
+    records, left_out = newest(run_folder)
+    _warn(left_out)
     if not any(record.stages for record in records):
         _fail(f"nothing was measured in {run_folder}", FAILED)
     sys.exit(OK if checks.show(records) else FAILED)
@@ -518,22 +651,42 @@ def compare(
 def train(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(parser=_whole, metavar="N")] = 0,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a copy of the trained networks.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder for a copy of the trained networks.")
+    ] = None,
 ) -> None:
-    """Train all lowerings of a model for a task; they are kept in the user cache."""
+    """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them."""
     try:
         described = tasks.task(task)
     except tasks.DataError as error:
         _fail(str(error), USAGE)
+    zoo.is_trained(model, described)  # raises UnknownModel
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        elif why := zoo.unwritable():
+            _fail(
+                f"the networks could not be kept ({why}): set XDG_CACHE_HOME to another folder, or give --out", FAILED
+            )
+    except OSError as error:
+        _fail(f"cannot write to {out}: {error.strerror}; choose another --out", USAGE)
     dataset = tasks.load(described, data_dir)
+    from bench.trials import training  # slow to import: not for an error
+
     with _progress(1) as bar:
-        networks = zoo.train(model, described, dataset, seed=seed, progress=lambda share, text: bar(share, text))
+        networks = zoo.train(model, described, dataset, seed=seed, progress=training(bar, model, task))
     for lowering, network in networks.items():
         if out:
             network.save(out / f"{task}.{lowering}")
         print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
+    try:
+        zoo.keep(networks)
+    except OSError as error:
+        if not out:
+            _fail(f"the networks could not be kept: {error.strerror}; give --out", FAILED)
 
 
 @app.command()
@@ -543,7 +696,7 @@ def test(backend: Annotated[list[str] | None, typer.Option(help="Backends to tes
         import pytest
     except ModuleNotFoundError:
         _fail("the conformance suite needs pytest: pip install pytest", FAILED)
-    names = _split(backend) or [name for name, info in backends().items() if not info.test_only]
+    names = _split(backend, "--backend") or [name for name, info in backends().items() if not info.test_only]
     for name in names:
         resolve(name)
     os.environ["BENCH_CONFORMANCE_BACKENDS"] = ",".join(names)

@@ -146,7 +146,7 @@ def _on_worker(trial: dict[str, Any], options: Options, finished: list[str]) -> 
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's own setting, which would be that of the parties, too
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, _ending_with_its_task():
         asked = msgspec.convert(trial, Trial)
-        done = trials.carry_out(asked, options, finished, Path(folder), lambda share, text: None)
+        done = trials.carry_out(asked, options, finished, Path(folder), lambda *_, **__: None)
         logs = {path.name: path.read_bytes()[-LOG_BYTES:] for path in Path(folder).glob("logs/*")}
     return done if isinstance(done, str) else msgspec.json.encode(done), logs
 

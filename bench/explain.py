@@ -38,14 +38,14 @@ def show(trial: Trial, subject: Subject) -> None:
 def _table(explanation: dict[str, Any]) -> Table:
     table = Table()
     for name in ("layer", "reads", "layout", "level", "operations"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("predicted ms", "measured ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for layer in explanation["layers"]:
         operations = ", ".join(f"{times} {name}" for name, times in layer["operations"].items())
         figures = [f"{layer[name]:.1f}" for name in ("predicted_ms", "measured_ms")]
         table.add_row(layer["layer"], layer["reads"], layer["layout"], str(layer["level"]), operations, *figures)
     totals = [f"{sum(layer[name] for layer in explanation['layers']):.1f}" for name in ("predicted_ms", "measured_ms")]
     table.add_section()
-    table.add_row("server", "", "", "", "", *totals)
+    table.add_row("infer", "", "", "", "", *totals)
     return table

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from bench.files import RunError
 from bench.record import Record
 from bench.report.reading import Run
 from bench.report.table import totals
@@ -18,22 +20,25 @@ from bench.session import REQUEST, SERVER_REQUEST
 class Timing:
     """Seconds of each request of one trial: of the whole round trip, or of the server alone."""
 
+    name: str
     record: Record
     what: str
     seconds: list[float]
 
-    @property
-    def name(self) -> str:
-        return f"{self.record.trial.label} · {self.what}"
 
-
-def timings(run: Run) -> Iterator[Timing]:
-    """Of all trials that are ok."""
+def timings(run: Run) -> list[Timing]:
+    """Of all trials that are ok, each with a name of its own. Raises RunError if there is none."""
+    labels = Counter(record.trial.label for record in run.records)
+    found = []
     for record in run.records:
+        label = record.trial.label if labels[record.trial.label] == 1 else f"{record.trial.label} · {record.key}"
         for what, stages in (("request", REQUEST), ("server", SERVER_REQUEST)):
             seconds = totals(record, stages)
             if record.status == "ok" and seconds:
-                yield Timing(record, what, seconds)
+                found.append(Timing(f"{label} · {what}", record, what, seconds))
+    if not found:
+        raise RunError("there are no timings to export: no trial is ok")
+    return found
 
 
 def pytest_benchmark(run: Run) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".unfinished-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LEFT_OVER = re.compile(re.escape(TEMPORARY) + "[a-z0-9_]{8}")  # as `tempfile` completes it
+_WRITTEN = ("", "records", "figures")  # folders of a run, or of a search, in which `replace` works
 
 
 class RunError(Exception):
     """A run that cannot start or go on; the message says what to do."""
+
+
+def printable(text: str) -> str:
+    """Text that every file takes: what is no Unicode (a path of other bytes, half a surrogate pair) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -48,8 +58,9 @@ def writer_of(folder: Path) -> Iterator[None]:
             raise RunError(f"another run writes to {folder}; wait for its end or choose another --out") from None
         except OSError:
             pass  # a file system without locks
-        for leftover in folder.rglob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
+        for leftover in [path for name in _WRITTEN for path in folder.joinpath(name).glob(f"{TEMPORARY}*")]:
+            if _LEFT_OVER.fullmatch(leftover.name) and leftover.is_file() and not leftover.is_symlink():
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         os.close(directory)

@@ -79,7 +79,7 @@ class Frontier(msgspec.Struct, kw_only=True):
             hovertemplate="%{x:.0f} ms, %{y:.3f}<br>%{text}<extra></extra>",
         )
         figure = go.Figure(points)
-        figure.update_xaxes(title="server time of an image (ms)", type="log")
+        figure.update_xaxes(title="inference of an image (ms)", type="log")
         figure.update_yaxes(title="accuracy on validation images")
         return figure
 

@@ -17,7 +17,9 @@ from backends.registry import HERE as BACKENDS
 from backends.registry import BackendInfo
 from models.zoo import HERE as MODELS
 
-ALWAYS = ("numpy", "fhe-medmnist-bench")
+OWN = "fhe-medmnist-bench"
+ALWAYS = ("numpy", OWN)
+HERE = Path(__file__).parents[1]  # the top of a checkout, or where packages are installed
 AVX_FLAGS = ("avx", "avx2", "avx512f", "avx512ifma")
 
 
@@ -56,13 +58,18 @@ def versions(distributions: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str:
-    """Commit of the source, with ``+`` behind it if files differ from it; "" outside a checkout."""
+    """Commit of the source, with ``+`` behind it if files differ from it; "" outside a checkout of this project.
+
+    Packages that were installed inside another project's checkout are no part of it.
+    """
 
     def git(*arguments: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "bench/machine.py")
+        if not HERE.samefile(git("rev-parse", "--show-toplevel")):
+            return ""
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from backends import wire
 from backends.registry import BackendInfo
 
 ROOT = Path(__file__).parents[1]
+# `python -m MODULE …`, but no folder of the current one is taken for a package of ours that has its name
+RUN_MODULE = """
+import runpy, sys
+sys.path[:] = filter(None, sys.path)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 # every library's own name for the number of its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 # kills for memory: of this control group or, outside of one, of the system
@@ -27,10 +35,11 @@ STATUS_OF_ERROR = {"InsecureError": "insecure", "MemoryError": "oom", "ModuleNot
 FOR_PEOPLE = ("InsecureError", "BackendError", "MessageError")  # their messages need no class name before them
 # what C++, Rust, the C library and the dynamic loader say when memory is refused
 MEMORY_REFUSED = re.compile(
-    r"bad_alloc|memory allocation of \d+ bytes failed|Cannot allocate memory|failed to map segment"
+    r"bad_alloc|memory allocation of \d+ bytes failed|Cannot allocate memory|failed to map segment|\bMemoryError\b"
 )
 
 PR_SET_CHILD_SUBREAPER = 36
+MARK = "BENCH_PARTY"  # in the environment of a party and of what it starts
 
 
 class TrialError(Exception):
@@ -57,6 +66,7 @@ class Party:
         self._operation = "start"
         self._connection, theirs = socket.socketpair()
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+        self._mark = environment[MARK] = uuid.uuid4().hex
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         arguments = [str(theirs.fileno()), role, backend.module, str(threads), str(memory_limit_bytes)]
         interpreter = backend.python or sys.executable
@@ -64,7 +74,7 @@ class Party:
         with theirs, log.open("ab") as output:
             try:
                 self._process = subprocess.Popen(
-                    [interpreter, "-m", "backends.party", *arguments],
+                    [interpreter, "-c", RUN_MODULE, "backends.party", *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -91,18 +101,35 @@ class Party:
     def close(self) -> None:
         _alive.discard(self)
         self._connection.close()
-        self.kill()
+        strays = self.kill()
         self._process.wait()
-        with contextlib.suppress(
-            ChildProcessError
-        ):  # its children, which are ours since it ended: see `_adopt_orphans`
+        # its children are ours since it ended, see `_adopt_orphans`
+        while strays:
+            for pid in strays:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+            strays = self._kill_strays()  # which those have started meanwhile
+        with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-self._process.pid, 0)
 
-    def kill(self) -> None:
-        """With its children. A call that waits for the answer raises TrialError."""
+    def kill(self) -> list[int]:
+        """With all that it started, which is returned. A call that waits for the answer raises TrialError."""
+        strays = self._kill_strays()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        return strays
+
+    def _kill_strays(self) -> list[int]:
+        """Its descendants, in whatever session they are (Linux only): as the tree of processes or their mark tells."""
+        mark = f"{MARK}={self._mark}".encode()
+        own = set(_descendants(self._process.pid)) if self.alive else set()
+        strays = [pid for pid in _descendants(os.getpid()) if pid in own or mark in _environment(pid)]
+        strays = [pid for pid in strays if pid != self._process.pid]
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return strays
 
     @property
     def alive(self) -> bool:
@@ -135,6 +162,9 @@ class Party:
             reply = None
         if reply is None:
             raise self._died()
+        reply = wire.Message(printable(reply.header), reply.blobs)
+        if unprintable := [name for name in reply.blobs if name != printable(name)]:
+            raise TrialError("failed", f"the {self.role} names a message {ascii(unprintable[0])}: use printable characters")
         if "error" in reply.header:
             raise self._failed(reply.header["error"], reply.header["reason"])
         return reply
@@ -160,8 +190,10 @@ class Party:
         printed = self._printed()
         if code >= 0:
             last = (printed.strip().splitlines() or [f"see {self._log}"])[-1]
-            return TrialError("failed", f"the {self.role} ended with exit code {code} in {self._operation}: {last}")
-        killed = f"{self.role} killed by signal {-code} ({signal.Signals(-code).name}) in {self._operation}"
+            status = "oom" if MEMORY_REFUSED.search(printed) else "failed"
+            return TrialError(status, f"the {self.role} ended with exit code {code} in {self._operation}: {last}")
+        name = {number.value: number.name for number in signal.Signals}.get(-code, "of no name")
+        killed = f"{self.role} killed by signal {-code} ({name}) in {self._operation}"
         if _oom_kills() > self._oom_kills or MEMORY_REFUSED.search(printed):
             return TrialError("oom", f"{killed}: out of memory")
         return TrialError("failed", killed)
@@ -170,7 +202,19 @@ class Party:
         """The end of what this process printed."""
         with self._log.open("rb") as file:
             file.seek(max(self._log_start, self._log.stat().st_size - 4096))
-            return file.read().decode(errors="replace")
+            return printable(file.read().decode(errors="replace"))
+
+
+def printable(value: Any) -> Any:
+    """Of what a party says (plain JSON): control characters and lone surrogates as escapes, so that they reach neither a
+    terminal nor a record."""
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list) else value
 
 
 _alive: set[Party] = set()
@@ -186,6 +230,24 @@ def _adopt_orphans() -> None:
     """Children of a killed party become ours (Linux only), so that their CPU time counts as the trial's own."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Parents before their children; none where there is no ``/proc``."""
+    found = []
+    with contextlib.suppress(OSError):  # the process has ended
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
+
+
+def _environment(pid: int) -> list[bytes]:
+    """As the process was started; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def _oom_kills() -> int:

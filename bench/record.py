@@ -6,24 +6,35 @@ from them afterwards (`bench.metrics`), so a better statistic needs no new run.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import hashlib
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from bench.files import RunError, replace
+from models.tasks import MULTI_LABEL
 
 SCHEMA = 2
 READABLE = (1, 2)  # 2 only adds fields: of a record of schema 1 they are empty
 Status = Literal["ok", "failed", "timeout", "oom", "insecure", "wrong", "skipped"]
 Role = Literal["owner", "client", "server"]
 SamplingEnd = Literal["", "precise", "time", "count", "fixed"]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]  # what every reader of JSON keeps exactly
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*\Z")]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class RecordError(RunError):
     """A record file that cannot be read; the message says which and what to do."""
+
+
+class NewerRecord(RecordError):
+    """A record of a later schema, which is not damaged: it must not be deleted or written over."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,23 +45,29 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
     """
 
-    backend: str
-    model: str
-    task: str
-    scenario: str = "single-stream"
-    model_privacy: str = "plain"
-    images: int = 20
-    threads: int = 1
-    seed: int = 0
-    timeout_s: float = 600.0
-    precision: float = 0.05
-    sampling_s: float = 10.0
+    backend: Name
+    model: Name
+    task: Name
+    scenario: Name = "single-stream"
+    model_privacy: Name = "plain"
+    images: Count = 20
+    threads: Positive = 1
+    seed: Count = 0
+    timeout_s: Amount = 600.0
+    precision: Amount = 0.05
+    sampling_s: Amount = 10.0
 
     @property
     def label(self) -> str:
         parts = [self.backend, self.model, self.task, self.scenario]
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
         return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
+
+    @property
+    def slug(self) -> str:
+        """The label as a part of a file's name, with a digest of the whole trial: no two trials share it."""
+        words = re.sub(r"[^\w.@-]+", "-", self.label, flags=re.ASCII)
+        return f"{words[:120]}-{hashlib.sha256(msgspec.json.encode(_work(self))).hexdigest()[:8]}"
 
 
 class Stage(msgspec.Struct, kw_only=True):
@@ -65,12 +82,12 @@ class Stage(msgspec.Struct, kw_only=True):
 
     role: Role
     name: str
-    wall_s: list[float]
-    cpu_s: list[float]
-    cold_wall_s: float | None = None
-    warmup_wall_s: list[float] = []
-    peak_rss_bytes: int | None = None
-    kept_rss_bytes: int | None = None
+    wall_s: list[Amount]
+    cpu_s: list[Amount]
+    cold_wall_s: Amount | None = None
+    warmup_wall_s: list[Amount] = []
+    peak_rss_bytes: Count | None = None
+    kept_rss_bytes: Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | None = None
 
 
 class Conditions(msgspec.Struct, kw_only=True):
@@ -82,8 +99,8 @@ class Conditions(msgspec.Struct, kw_only=True):
     the hypervisor gave to others. load_before, load_after: load average of one minute. cpu_mhz_before, cpu_mhz_after: clock.
     """
 
-    calibration_before_s: float
-    calibration_after_s: float
+    calibration_before_s: Annotated[float, msgspec.Meta(gt=0)]
+    calibration_after_s: Annotated[float, msgspec.Meta(gt=0)]
     other_cores: float | None = None
     steal_share: float | None = None
     load_before: float | None = None
@@ -101,7 +118,7 @@ class Outputs(msgspec.Struct, kw_only=True):
 
     kind: str  # MedMNIST's own name of the kind of task, as in medmnist.INFO[task]["task"]
     indices: list[int]
-    labels: list[list[int]]
+    labels: list[list[Count]]
     float_logits: list[list[float]]
     lowered_logits: list[list[float]]
     encrypted_logits: list[list[float]]
@@ -122,18 +139,18 @@ class Record(msgspec.Struct, kw_only=True):
     """
 
     schema: int = SCHEMA
-    key: str
+    key: Annotated[str, msgspec.Meta(pattern=r"^[\w-]{1,64}\Z")]
     trial: Trial
     status: Status
     reason: str = ""
     started_at: str
-    duration_s: float
-    batch: int = 1
+    duration_s: Amount
+    batch: Positive = 1
     stages: list[Stage] = []
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Count] = {}
     parameters: dict[str, Any] = {}
     security: dict[str, Any] | None = None
-    operations: dict[str, int] = {}
+    operations: dict[str, Count] = {}
     notes: dict[str, Any] = {}
     network: dict[str, Any] = {}
     outputs: Outputs | None = None
@@ -159,36 +176,80 @@ class Record(msgspec.Struct, kw_only=True):
     def load(path: Path) -> Record:
         """Raises RecordError for a file that is not a record of this schema."""
         try:
-            return Record.decode(path.read_bytes())
+            record = Record.decode(path.read_bytes())
+        except NewerRecord as error:
+            raise NewerRecord(f"cannot read record {path}: {error}") from error
         except (RecordError, OSError) as error:
             raise RecordError(f"cannot read record {path}: {error}; delete it and run the trial again") from error
+        if record.key != path.stem:
+            raise RecordError(f"cannot read record {path}: it is a copy of {record.key}.json; delete it")
+        return record
 
     @staticmethod
     def decode(content: bytes) -> Record:
-        """Raises RecordError for anything that is not a record of this schema."""
+        """Raises RecordError for anything that is not a record of this schema whose parts fit together."""
         try:
+            if (schema := msgspec.json.decode(content, type=_Header).schema) > max(READABLE):
+                raise NewerRecord(f"it has schema {schema}, this version reads up to {max(READABLE)}: upgrade")
             record = msgspec.json.decode(content, type=Record)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if schema not in READABLE:
+                raise RecordError(f"it has schema {schema}, this version reads {READABLE}")
+            _check(record)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise RecordError(str(error)) from error
-        if record.schema not in READABLE:
-            raise RecordError(f"it has schema {record.schema}, this version reads {READABLE}")
         return record
 
 
+class _Header(msgspec.Struct):
+    schema: int = SCHEMA
+
+
+def _check(record: Record) -> None:
+    """What the types alone do not say. Raises ValueError."""
+    datetime.fromisoformat(record.started_at)
+    if not all(isinstance(record.machine.get(name, ""), str) for name in ("host", "cpu")):
+        raise ValueError("the machine has no name")
+    security = {"bits": 0, "standard": ""} | (record.security or {})
+    if type(security["bits"]) is not int or abs(security["bits"]) > 2**31 or not isinstance(security["standard"], str):
+        raise ValueError("the security level is no number of bits by a standard")
+    if record.status == "ok" and not record.stages:
+        raise ValueError("its trial is ok and has no stages")
+    if (outputs := record.outputs) is None:
+        return
+    images = len(outputs.indices)
+    logits = (outputs.float_logits, outputs.lowered_logits, outputs.encrypted_logits)
+    if not len(outputs.labels) == len(logits[0]) == len(logits[1]) == images >= len(logits[2]):
+        raise ValueError(f"its outputs are not of the same {images} images")
+    widths = {len(row) for rows in logits for row in rows}
+    columns = widths if outputs.kind == MULTI_LABEL else {1}
+    if len(widths) > 1 or not {len(row) for row in outputs.labels} <= columns:
+        raise ValueError("its outputs have rows of different lengths")
+
+
 class Store:
-    """The records of a run while it runs. Of a trial's failures on one machine only the latest is kept."""
+    """The records of a run while it runs. Of a trial's failures on one machine only the latest is kept.
+
+    damaged: a sentence for each file that is no record, of which all else is ignored.
+    """
 
     def __init__(self, folder: Path) -> None:
+        """Raises NewerRecord: what a later version wrote is left to it."""
         self._folder = folder
         self._failures: dict[tuple[Trial, str], set[Path]] = {}
         self._finished: dict[Trial, dict[str, str]] = {}
-        for path in folder.glob("*.json"):
-            with contextlib.suppress(RecordError):  # a damaged record is reported by the report
+        self.damaged: list[str] = []
+        for path in sorted(folder.glob("*.json")):
+            try:
                 record = Record.load(path)
-                if record.status == "ok":
-                    self._finished.setdefault(_work(record.trial), {})[record.key] = _host(record)
-                else:
-                    self._failures.setdefault((_work(record.trial), _host(record)), set()).add(path)
+            except NewerRecord as error:
+                raise NewerRecord(f"{error}, or choose another --out") from error
+            except RecordError as error:
+                self.damaged.append(str(error))
+                continue
+            if record.status == "ok":
+                self._finished.setdefault(_work(record.trial), {})[record.key] = _host(record)
+            else:
+                self._failures.setdefault((_work(record.trial), _host(record)), set()).add(path)
 
     def finished(self, trial: Trial) -> dict[str, str]:
         """The keys of the trial's records that are ok and were here at the start, and the host of each."""
@@ -220,3 +281,44 @@ def _host(record: Record) -> str:
 def records_in(run: Path) -> Iterator[Path]:
     """Paths of the records of a run folder, in a stable order."""
     return iter(sorted((run / "records").glob("*.json")))
+
+
+def same(record: Record) -> Hashable:
+    """What one trial on one machine is told by, however long it may take."""
+    return _work(record.trial), _host(record)
+
+
+def newest(run: Path, by: Callable[[Record], Hashable] = same) -> tuple[list[Record], list[str]]:
+    """The newest record of each trial of a run folder, and sentences on the files that are left out.
+
+    by: what records of one trial have in common. Raises RecordError if nothing is left.
+    """
+    loaded, notes, found = [], [], dict[Hashable, Record]()
+    for path in records_in(run):
+        try:
+            loaded.append(Record.load(path))
+        except RecordError as error:
+            notes.append(f"{error}. Until then it is left out.")
+    if not loaded and not notes:
+        raise RecordError(f"no records in {run / 'records'}: run `python -m bench run --out {run}` first")
+    if not loaded:
+        raise RecordError(notes[0])
+    superseded = []
+    for record in sorted(loaded, key=lambda record: datetime.fromisoformat(record.started_at).timestamp()):
+        if (earlier := found.pop(by(record), None)) is not None:
+            superseded.append((earlier, record))
+        found[by(record)] = record
+    return list(found.values()), [*notes, *_superseded(superseded)]
+
+
+def _superseded(pairs: Iterable[tuple[Record, Record]]) -> list[str]:
+    """pairs: an earlier record and the one that is shown instead."""
+    pairs = list(pairs)
+    if not pairs:
+        return []
+    about = {"commit": "git_commit", "versions": "versions", "machine": "machine", "network": "network"}
+    other = [word for word, name in about.items() if any(getattr(a, name) != getattr(b, name) for a, b in pairs)]
+    return [
+        f"Left out: {len(pairs)} record{'s' * (len(pairs) > 1)} of trials that were run again later, with other "
+        f"{', '.join(other) or 'code'} ({pairs[0][0].trial.label}); the files are still in records/."
+    ]

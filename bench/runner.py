@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from backends import wire
 from backends.registry import BackendInfo, resolve
 from bench import conditions, machine, metrics, sampling
 from bench.machine import available_threads
@@ -90,7 +91,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     try:
         if trial.threads > available_threads():
             raise TrialError("skipped", f"{trial.threads} threads asked for, {available_threads()} cores here")
-        place = Place(run_folder / "logs" / log_name(trial), start + trial.timeout_s, memory_limit_bytes)
+        place = Place(run_folder / "logs" / trial.slug, start + trial.timeout_s, memory_limit_bytes)
         with Session(work(trial, subject), place, measured.ledger) as session:
             _measure(session, trial, images, progress, measured)
         status, reason = "ok", ""
@@ -169,12 +170,6 @@ def calibration(dataset: Dataset, seed: int = 0) -> np.ndarray:
     return normalise(images[np.random.default_rng(seed).permutation(len(images))[:CALIBRATION_IMAGES]])
 
 
-def log_name(trial: Trial) -> str:
-    """The start of the names of the parties' logs: no two trials of a run share it."""
-    parts = [trial.backend.replace(":", "-"), trial.model, trial.task, trial.scenario, trial.model_privacy]
-    return "-".join([*parts, f"{trial.threads}t", f"{trial.images}i", f"s{trial.seed}"])
-
-
 def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progress, measured: _Measured) -> None:
     """Every step of a trial, the repetitions included. Raises TrialError."""
     progress("prepare", 0.0)
@@ -209,7 +204,10 @@ def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
     """All requests of a trial: the cold first call and one warm-up, both with the images of the first sample, then
     the samples. offline: each request is full, by repeating its images, and there are at least OFFLINE_REQUESTS samples.
     If the cold call takes longer than LONG_REQUEST_S, neither the warm-up nor repetitions of images are asked for.
+    Raises TrialError for a batch that no message holds.
     """
+    if scenario == "offline" and batch * images[0].nbytes > wire.MAX_BODY_BYTES:
+        raise TrialError("failed", f"owner: a request of {batch} images is more than a message holds")
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     full = [np.resize(b, (batch, *b.shape[1:])) if scenario == "offline" else b for b in batches]
     samples = [_Request(filled, "sample", len(b)) for filled, b in zip(full, batches)]

@@ -20,11 +20,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from bench.record import Trial
+from bench.record import Count, Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
-Count = Annotated[int, msgspec.Meta(ge=0)]
 Scenario = Literal["single-stream", "offline"]
 Privacy = Literal["plain", "encrypted"]
 
@@ -63,7 +62,7 @@ def read(name_or_path: str) -> Suite:
         raise SuiteError(f"no suite {name_or_path!r}: give a TOML file or one of {', '.join(names())}")
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Suite)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise SuiteError(f"{path}: {error}") from error
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
+
 from backends.registry import resolve
 from bench import runner
+from bench.files import DISK_FULL, printable
 from bench.record import Record, Store, Trial
 from bench.runner import Subject
 from models import NetworkError, tasks, zoo
 from models.tasks import Dataset
 
-Report = Callable[[float | None, str], None]  # share of the work done (None: as before), what is going on
+# Share of the work done (None: as before), what is going on; milestone=True if that deserves a line where no bar is shown.
+Report = Callable[..., None]
+MILESTONES = 10  # of a training
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,10 @@ def here(trials: list[Trial], options: Options, store: Store, folder: Path, repo
     """The record of each trial as soon as it is stored; `folder` receives the logs of the parties."""
     for number, trial in enumerate(trials):
 
-        def progress(share: float | None, text: str, number: int = number, label: str = trial.label) -> None:
-            report(share if share is None else number + share, f"{label}: {text}")
+        def progress(
+            share: float | None, text: str, milestone: bool = False, number: int = number, label: str = trial.label
+        ) -> None:
+            report(share if share is None else number + share, f"{label}: {text}", milestone=milestone)
 
         done = carry_out(trial, options, store.finished(trial), folder, progress)
         yield store.get(done) if isinstance(done, str) else store.add(done)
@@ -39,27 +47,53 @@ def here(trials: list[Trial], options: Options, store: Store, folder: Path, repo
 def carry_out(
     trial: Trial, options: Options, finished: Collection[str], folder: Path, progress: Report
 ) -> Record | str:
-    """The trial's new record or, if its key is among those that are `finished`, this key."""
+    """The trial's new record or, if its key is among those that are `finished`, this key.
+
+    Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
+    """
     info, _ = resolve(trial.backend)
     try:
         given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
+        if (key := runner.key(trial, given, info)) in finished:
+            return key
+        stages = lambda stage, share: progress(share, stage)  # noqa: E731
+        record = runner.run(trial, given, folder, stages, options.memory_limit_bytes)
+        record.reason = printable(record.reason)
+        return Record.decode(msgspec.json.encode(record))  # what could not be read again is no record
     except (tasks.DataError, NetworkError) as error:
         return runner.unmeasured(trial, "skipped", str(error))
-    if (key := runner.key(trial, given, info)) in finished:
-        return key
-    stages = lambda stage, share: progress(share, stage)  # noqa: E731
-    return runner.run(trial, given, folder, stages, options.memory_limit_bytes)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        return runner.unmeasured(trial, "failed", printable(f"outside the parties: {_in_words(error)}"))
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def subject(task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report) -> Subject:
     """Loads the data and the networks of a trial; trains them if nobody has. Raises DataError, NetworkError."""
     task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
-
-    def training(share: float, text: str) -> None:
-        progress(None, f"training {model} for {task_name}: {share:.0%} {text}")
-
-    networks = [zoo.network(model, task, which, dataset=dataset, progress=training) for which in ("float", lowering)]
+    told = training(progress, model, task_name)
+    networks = [zoo.network(model, task, which, dataset=dataset, progress=told) for which in ("float", lowering)]
     return Subject(task, dataset, *networks)
+
+
+def training(progress: Report, model: str, task_name: str) -> Callable[[float, str], None]:
+    """What to give to `zoo` as its progress: says how far a training is and how long it will take."""
+    start, reached = 0.0, -1
+
+    def tell(share: float, text: str) -> None:
+        nonlocal start, reached
+        if reached < 0:
+            start, text = time.monotonic(), f"nobody has trained it yet, which takes minutes to hours; {text}"
+        milestone, reached = int(MILESTONES * share) > reached, int(MILESTONES * share)
+        minutes = round((time.monotonic() - start) * (1 / share - 1) / 60) if reached else 0
+        left = f", about {max(1, minutes)} min left" if 0 < reached < MILESTONES else ""
+        progress(None, f"training {model} for {task_name}: {share:.0%}{left}: {text}", milestone=milestone)
+
+    return tell
 
 
 @lru_cache(maxsize=1)  # the trials of a task stand together, and a dataset may be large

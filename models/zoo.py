@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,10 @@ class UnknownModel(LookupError):
     """No model has this name; the message lists those that exist."""
 
 
+# Trained by this process where the cache takes no files: by the stem of the files that there would be.
+_unkept: dict[Path, Network] = {}
+
+
 def network(
     model: str,
     task: Task,
@@ -46,6 +50,8 @@ def network(
 ) -> Network:
     """The trained network of a model for a task: shipped, else cached, else trained now (all lowerings) and cached.
 
+    Where the cache takes no files (`unwritable`), networks that are trained now serve as long as this process lives.
+
     dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
     Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
     """
@@ -54,9 +60,15 @@ def network(
     stem = _find(model, task, lowering)
     if stem is not None:
         return Network.load(stem)
+    if (known := _unkept.get(_stem(_cache(), model, task.name, lowering))) is not None:
+        return known
     if lowering != "integer":
         model = base(model)
     trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
+    try:
+        keep(trained)
+    except OSError:
+        _unkept.update({_stem(_cache(), n.model, n.task, n.lowering): n for n in trained.values()})
     return trained[lowering]
 
 
@@ -68,19 +80,29 @@ def train(
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Network]:
-    """Trains all lowerings anew and keeps them in the user cache, where `network` finds those that are not shipped.
-
-    Of a preset, the integer lowering alone.
-    """
+    """Trains all lowerings anew; of a preset, the integer lowering alone."""
     _check(model)
     from models.train import train  # torch, which is slow to import
 
     what = ("integer",) if "@" in model else LOWERINGS
+    return train(model, task, dataset, what, seed=seed, progress=progress)
 
-    networks = train(model, task, dataset, what, seed=seed, progress=progress)
-    for lowering, trained in networks.items():
-        _store(trained, _stem(_cache(), model, task, lowering))
-    return networks
+
+def keep(networks: dict[str, Network]) -> None:
+    """Puts them into the user cache, where `network` finds those that are not shipped. Raises OSError."""
+    for trained in networks.values():
+        _store(trained, _stem(_cache(), trained.model, trained.task, trained.lowering))
+
+
+def unwritable() -> str:
+    """Why networks that are trained now could not be kept; "" if they can. To be asked before training, which is long."""
+    folder = _cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
 
 
 def base(model: str) -> str:
@@ -88,14 +110,14 @@ def base(model: str) -> str:
     return model.partition("@")[0]
 
 
-def is_trained(model: str, task: Task) -> bool:
-    """Whether `network` would return at once, for every lowering. Reads no file and imports nothing slow."""
-    return all(_find(model, task, lowering) is not None for lowering in LOWERINGS)
+def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
+    """Whether `network` would return at once, for each of the lowerings. Reads no file and imports nothing slow."""
+    return all(_find(model, task, lowering) is not None for lowering in lowerings)
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:
     _check(model)
-    stems = (_stem(folder, model, task, lowering) for folder in (SHIPPED, _cache()))
+    stems = (_stem(folder, model, task.name, lowering) for folder in (SHIPPED, _cache()))
     return next((stem for stem in stems if all(path.is_file() for path in _files(stem))), None)
 
 
@@ -108,9 +130,9 @@ def _cache() -> Path:
     return tasks.user_cache() / "networks"
 
 
-def _stem(folder: Path, model: str, task: Task, lowering: str) -> Path:
+def _stem(folder: Path, model: str, task: str, lowering: str) -> Path:
     model = INTEGER_NETWORK.get(model, model) if lowering == "integer" else base(model)
-    return folder / model / f"{task.name}.{lowering}"
+    return folder / model / f"{task}.{lowering}"
 
 
 def _files(stem: Path) -> tuple[Path, Path]:

@@ -23,6 +23,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -50,7 +51,7 @@ SMALLEST_RANGE = 1e-3  # of one value, relative to the largest of its layer
 SMALLEST_COEFFICIENT = 1e-12  # of a series, relative to its largest
 BASIS_VECTORS = 512  # through which an operator is sent at a time, to learn its matrix
 
-Matrix = sparse.csr_matrix
+Matrix: TypeAlias = "sparse.csr_matrix"
 Shape = tuple[int, ...]
 
 

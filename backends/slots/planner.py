@@ -195,8 +195,7 @@ class _Layouts:
                 if rest:
                     yield rest.candidates, packing.laid_out(source, slots), rest.ms
             return
-        affine = self._blocks.steps[self._first - 1]
-        group = self._group[self._first]
+        affine, group = self._map(self._first), self._group[self._first]
         for target in self._targets(group, {}):
             rest = _Tail(0.0, {}) if self._first == self._last else self._tail(group + 1, {group: target}, group)
             if rest is None:
@@ -208,6 +207,11 @@ class _Layouts:
                         first.request,
                         self._ms(self._first, first) + rest.ms,
                     )
+
+    def _map(self, value: int) -> Affine:
+        step = self._blocks.steps[value - 1]
+        assert isinstance(step, Affine)
+        return step
 
     def _ms(self, value: int, candidate: Candidate) -> float:
         primes = self._parameters.levels + 1 - self._blocks.levels[value] * self._parameters.primes_per_square
@@ -226,7 +230,7 @@ class _Layouts:
             g: chosen[g]
             for later in self._due[group:]
             for value in later
-            for v in (value, *self._blocks.steps[value - 1].inputs)
+            for v in (value, *self._map(value).inputs)
             if (g := self._group[v]) in chosen
         }
         key = (
@@ -248,7 +252,7 @@ class _Layouts:
     def _targets(self, group: int, chosen: dict[int, Layout]) -> list[Layout]:
         """Layouts for a group, of which one is made by its first map."""
         value = next(v for v in range(1, self._last + 1) if self._group[v] == group)
-        step = self._blocks.steps[value - 1]
+        step = self._map(value)
         source = next((v for v in step.inputs if self._group[v] in chosen), None)
         if value == self._last and self._first != self._last:
             return [packing.compact(len(step.bias))]  # a last layer has layouts of its own
@@ -265,9 +269,9 @@ class _Layouts:
 
     def _planned(self, group: int, chosen: dict[int, Layout]) -> _Tail | None:
         """The maps that are due with this group; None if one does not fit."""
-        total, found = 0.0, {}
+        total, found = 0.0, Chosen()
         for value in self._due[group]:
-            step = self._blocks.steps[value - 1]
+            step = self._map(value)
             for k, (source, matrix) in enumerate(zip(step.inputs, step.weights)):
                 layouts = chosen[self._group[source]], chosen[self._group[value]]
                 arguments = self._parameters.slots, self._radices
@@ -345,7 +349,9 @@ class Precision:
         if self.public_stddevs:
             weights = [w + round(math.log2(s / ROUNDING_STDDEV)) for w, s in zip(weights, self.public_stddevs)]
         fresh, state = bits + growth + FRESH_BITS, bits + growth + RESCALING_BITS + extra_state_bits
-        if self.batched:  # a scalar is encoded as one coefficient: it has no noise of encoding, and fresh noise counts more
+        if (
+            self.batched
+        ):  # a scalar is encoded as one coefficient: it has no noise of encoding, and fresh noise counts more
             fresh, weights = fresh + ENCODING_BITS, [weight - ENCODING_BITS for weight in weights]
         before = (fresh, *[state] * len(weights))
         dropped = max(2 * (scale + weight) - state for scale, weight in zip(before, weights[:-1] or [0]))

@@ -11,10 +11,10 @@ import pandas as pd
 from bench.files import replace
 from bench.report import markdown
 from bench.report.page import render
-from bench.report.reading import read
+from bench.report.reading import Run, read
 from bench.report.table import COLUMNS, frame, rows
 
-__all__ = ["COLUMNS", "Files", "read", "rows", "write", "write_figures"]
+__all__ = ["COLUMNS", "Files", "read", "rows", "write", "write_figures", "write_files"]
 
 
 class Files(NamedTuple):
@@ -32,7 +32,11 @@ def write(run: Path, bandwidth_bit_per_s: float | None = None, across_machines: 
     bandwidth_bit_per_s: of a network to be assumed, instead of the run file's.
     across_machines: compare figures of different machines, which else stand apart.
     """
-    found = read(run, bandwidth_bit_per_s, across_machines)
+    return write_files(read(run, bandwidth_bit_per_s, across_machines), run)
+
+
+def write_files(found: Run, run: Path) -> Files:
+    """Writes what was read into the folder `run`."""
     files = Files(run / "results.csv", run / "results.parquet", run / "results.md", run / "report.html")
     table = frame(found.figures)
     replace(files.csv, table.to_csv(index=False, lineterminator="\n").encode())

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import bootstrap, mannwhitneyu
 
 from bench.metrics import CONFIDENCE, Interval
-from bench.record import Record, Trial, records_in
+from bench.record import Record, RecordError, Trial, newest
 from bench.report.table import COLUMNS, row, totals
 from bench.session import ONCE, REQUEST, SERVER_REQUEST
 
@@ -93,8 +93,8 @@ def limits(texts: Iterable[str]) -> dict[str, float]:
 
 
 def compare(first: Path, second: Path, allowed: dict[str, float], force: bool = False) -> Result:
-    """allowed: by figure, the share by which it may grow. force: also across machines. Raises CompareError, RecordError."""
-    before, after = _latest(first), _latest(second)
+    """allowed: by figure, the share by which it may grow. force: also across machines. Raises CompareError."""
+    (before, left_out), (after, left_out_after) = _latest(first), _latest(second)
     both = [identity for identity in before if identity in after]
     if not both:
         raise CompareError(f"{first} and {second} have no trial in common")
@@ -120,16 +120,22 @@ def compare(first: Path, second: Path, allowed: dict[str, float], force: bool = 
             for identity, record in own.items()
             if identity not in other
         ],
-        notes=_notes(measured, bool(different)),
+        notes=[*left_out, *left_out_after, *_notes(measured, bool(different))],
     )
 
 
-def _latest(run: Path) -> dict[Trial, Record]:
-    """The last record of each trial, by what was asked for; how long and how precisely does not matter."""
-    records = sorted((Record.load(path) for path in records_in(run)), key=lambda record: record.started_at)
-    if not records:
-        raise CompareError(f"no records in {run / 'records'}")
-    return {msgspec.structs.replace(r.trial, timeout_s=0.0, precision=0.0, sampling_s=0.0): r for r in records}
+def _latest(run: Path) -> tuple[dict[Trial, Record], list[str]]:
+    """The last record of each trial, and what was left out. Raises CompareError."""
+    try:
+        records, left_out = newest(run, _asked)
+    except RecordError as error:
+        raise CompareError(str(error)) from error
+    return {_asked(record): record for record in records}, left_out
+
+
+def _asked(record: Record) -> Trial:
+    """What was asked for; how long and how precisely does not matter, nor where."""
+    return msgspec.structs.replace(record.trial, timeout_s=0.0, precision=0.0, sampling_s=0.0)
 
 
 def _comparison(first: Record, second: Record, figure: str) -> Comparison | None:
@@ -188,22 +194,23 @@ def _notes(pairs: list[tuple[Record, Record]], forced: bool) -> list[str]:
 
 def show(result: Result) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from bench.report.quantity import with_unit
+    from bench.report.terminal import fitting
 
-    table = Table()
-    for name in ("trial", "figure", "first", "second", "ratio", "95 % interval", "p", "verdict"):
-        table.add_column(name, justify="left" if name in ("trial", "figure", "verdict") else "right")
+    rows = []
     for c in result.comparisons:
         unit = "bytes" if c.exact else "s"
         interval = "" if c.ratio.low is None else f"{c.ratio.low:.3f}–{c.ratio.high:.3f}"
         p = "" if c.p is None else f"{c.p:.2g}"
-        verdict = f"[red]{c.verdict}: regression[/]" if c in result.regressions else c.verdict
         figures = (with_unit(c.first, unit), with_unit(c.second, unit), f"{c.ratio.value:.3f}", interval, p)
-        table.add_row(c.trial.label, c.figure, *figures, verdict)
+        regression = c in result.regressions
+        verdict = Text(f"{c.verdict}: regression" if regression else c.verdict, style="red" if regression else "")
+        rows.append((c.trial.label, c.figure, *figures, verdict))
+    titles = ("trial", "figure", "first", "second", "ratio", "95 % interval", "p", "verdict")
     console = Console()
-    console.print(table)
+    console.print(fitting(console, titles, rows, left=("figure", "verdict")))
     for trial, outcome in result.broken:
         console.print(f"{trial.label}: was ok, is {outcome}", style="red", markup=False)
     for label in result.only:

@@ -25,7 +25,7 @@ from bench.record import Record
 from bench.report import claims
 from bench.report.layout import AXES, CLEAR, TABLES, Trial, cell, column, headings, label, values_of
 from bench.report.quantity import with_unit
-from bench.report.reading import Run
+from bench.report.reading import Command, Run
 from bench.report.table import COLUMNS
 from bench.report.verdict import verdict
 from bench.session import REQUEST
@@ -50,7 +50,7 @@ COLOURS = 6  # of report.css: --series-1 …
 
 def render(run: Run) -> str:
     """The whole page."""
-    records, trials, about = run.records, run.trials, run.about
+    records, trials = run.records, run.trials
     values = values_of(trials)
     markers = markers_of(values["backend"])
     environment = Environment(
@@ -65,7 +65,7 @@ def render(run: Run) -> str:
     return environment.get_template("report.html.j2").render(
         title=run.title,
         compared=_compared(records, trials, values),
-        notes=about["notes"],
+        notes=run.notes,
         answer=[sentence.partition(": ") for sentence in verdict(trials)],
         filters={f: values[f] for f in FILTERS if len(values[f]) > 1 or f == "backend"},
         markers=markers,
@@ -77,7 +77,7 @@ def render(run: Run) -> str:
         machines=_distinct(record.machine for record in records),
         versions=_merged(record.versions for record in records),
         commits=sorted({record.git_commit for record in records if record.git_commit}),
-        commands=[about["command"]] if about.get("command") else _distinct(r.command for r in records)[:20],
+        commands=run.about.commands or [Command(c) for c in _distinct(r.command for r in records)[:20]],
         searches=[(search, [_searched(row) for row in search.rows]) for search in run.searches],
         data=_packed(_data(trials, values, markers, tables) | {"searches": _points(run.searches)}),
         records=_records(records),
@@ -117,7 +117,7 @@ def _data(trials: list[Trial], values: dict[str, list[Any]], markers: dict[str, 
 
 
 SEARCHED = {
-    "infer_s": ("Server", "s"),
+    "infer_s": ("Infer", "s"),
     "encrypt_s": ("Encrypt", "s"),
     "keygen_s": ("Key generation", "s"),
     "key_bytes": ("Keys", "bytes"),

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bench.files import printable
 from bench.frontier import Frontier
-from bench.record import Record, RecordError, records_in
+from bench.record import Amount, Record, RecordError, newest
 from bench.report.check import warnings
 from bench.report.layout import CLEAR, Trial, host, trials_of
 from bench.report.table import row
+
+
+class Command(msgspec.Struct, frozen=True):
+    """One that filled the folder. started_at: ISO 8601; "" if it is not known."""
+
+    command: str
+    started_at: str = ""
+
+
+class About(msgspec.Struct, kw_only=True):
+    """``run.json``: what the records of a folder do not say themselves. command: of runs before there was a list of them."""
+
+    suite: str = ""
+    notes: list[str] = []
+    commands: list[Command] = []
+    command: str = ""
+    bandwidth_bit_per_s: Amount | None = None
+
+    @staticmethod
+    def load(path: Path) -> About:
+        """Without a file, of a folder of which nothing is known. Raises RecordError."""
+        try:
+            about = msgspec.json.decode(path.read_bytes(), type=About)
+        except FileNotFoundError:
+            return About()
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise RecordError(f"cannot read {path}: {error}; delete it (records are enough for a report)") from error
+        if about.command and not about.commands:
+            about.commands = [Command(about.command)]
+        return about
 
 
 @dataclass(frozen=True)
 class Run:
     """records, figures (`bench.report.table.row`) and trials (`bench.report.layout.trials_of`) are in the same order.
 
-    about: the run file, ``suite`` (str), ``notes`` (list of str, with the warnings of `bench.report.check`), ``command``
-    (str), ``bandwidth_bit_per_s``, each optional.
+    notes: of the run file, with what is known from the records (`bench.report.check`). left_out: sentences on records that
+    are not among these; they are notes, too.
     searches: of `bench tune`, whose folders are in ``searches/`` of the run's.
     """
 
@@ -27,28 +59,30 @@ class Run:
     records: list[Record]
     figures: list[dict[str, Any]]
     trials: list[Trial]
-    about: dict[str, Any]
+    about: About
+    notes: list[str]
+    left_out: list[str]
     searches: list[Frontier]
 
     @property
     def title(self) -> str:
-        return str(self.about.get("suite") or self.name)
+        return self.about.suite or self.name
 
 
 def read(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines: bool = False) -> Run:
     """Reads ``records/*.json`` and, if they are there, ``run.json`` and ``searches/*/frontier.json``.
 
-    Raises RecordError without a record, or for a damaged file.
+    Of several records of one trial on one machine, the newest counts. Files that are no records are left out.
+    Raises RecordError without a record, or for another damaged file.
     """
-    records = [Record.load(path) for path in records_in(folder)]
-    if not records:
-        raise RecordError(f"no records in {folder / 'records'}: run `python -m bench run --out {folder}` first")
+    records, left_out = newest(folder)
     records.sort(key=_order)
-    about = _run_file(folder / "run.json")
-    about["notes"] = [*map(str, about.get("notes") or ()), *_machines(records, across_machines), *warnings(records)]
-    figures = [row(record, bandwidth_bit_per_s or about.get("bandwidth_bit_per_s")) for record in records]
+    about = About.load(folder / "run.json")
+    notes = [*about.notes, *left_out, *_machines(records, across_machines), *warnings(records)]
+    figures = [row(record, bandwidth_bit_per_s or about.bandwidth_bit_per_s) for record in records]
+    trials = trials_of(records, figures, across_machines)
     searches = [Frontier.load(path.parent) for path in sorted(folder.glob("searches/*/frontier.json"))]
-    return Run(folder.resolve().name, records, figures, trials_of(records, figures, across_machines), about, searches)
+    return Run(printable(folder.resolve().name), records, figures, trials, about, notes, left_out, searches)
 
 
 def _machines(records: list[Record], compared: bool) -> list[str]:
@@ -65,15 +99,3 @@ def _order(record: Record) -> tuple[object, ...]:
     trial = record.trial
     work = trial.task, trial.model, trial.scenario, trial.model_privacy
     return *work, trial.backend != CLEAR, trial.backend, record.started_at, record.key
-
-
-def _run_file(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RecordError(f"cannot read {path}: {error}; delete it (the records are enough for a report)") from error
-    if not isinstance(about, dict):
-        raise RecordError(f"{path} is not a JSON object; delete it (the records are enough for a report)")
-    return about

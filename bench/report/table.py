@@ -70,6 +70,7 @@ PARAMETERS = {
     "secret": Column("", "distribution of the secret key"),
     "error_stddev": Column("", "standard deviation of the encryption error, in coefficients of the ciphertext (CKKS)"),
 }
+KINDS = dict.fromkeys(PARAMETERS, (int, float)) | {"secret": (str,), "meets_2024_guidelines": (bool,)}
 
 
 def _timing_columns(name: str, meaning: str) -> dict[str, Column]:
@@ -377,12 +378,17 @@ def _parameters(record: Record) -> dict[str, Any]:
     return {
         "security_bits": security.get("bits"),
         "security_standard": security.get("standard"),
-        **{name: record.parameters.get(name, security.get(name)) for name in PARAMETERS},
+        **{name: _of_type(kind, record.parameters.get(name, security.get(name))) for name, kind in KINDS.items()},
         "parameters": _json(record.parameters),
         "operations": _json(record.operations),
         "network": _json(record.network),
         "notes": _json(record.notes),
     }
+
+
+def _of_type(kind: tuple[type, ...], value: Any) -> Any:
+    """A backend may report anything under the name of a column; all of it is in ``parameters``."""
+    return value if type(value) in kind and abs(value if kind == (int, float) else 0) < 2**63 else None
 
 
 def _interval(name: str, interval: Interval, value: str = "_median") -> dict[str, float | None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,20 +26,47 @@ BARS = {"server_wall_s_median", "request_bytes", "server_peak_rss_bytes"}  # col
 SHOWN = [h for h in SUMMARY if h.column not in ("agreement", "response_bytes", "client_peak_rss_bytes", "batch")]
 
 
+def fitting(
+    console: Console, titles: Sequence[str], rows: Iterable[Sequence[str | Text | Group]], left: Iterable[str] = ()
+) -> RenderableType:
+    """A table or, where the console is too narrow for its words, a list: each row's first cell, then its others with titles.
+
+    left: titles of columns that are aligned to the left, beside the first.
+    """
+    rows, table = list(rows), _table(*titles)
+    for column_ in table.columns:
+        if column_.header in left:
+            column_.justify = "left"
+    for row in rows:
+        table.add_row(*row)
+    if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
+        return table
+    parts: list[RenderableType] = []
+    for first, *others in rows:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(overflow="fold", style="dim")
+        grid.add_column(overflow="fold")
+        for title, cell_ in zip(titles[1:], others, strict=True):
+            if str(cell_):
+                grid.add_row(title, cell_)
+        parts += [Text(str(first), style="bold"), Padding(grid, (0, 0, 1, 2))]
+    return Group(*parts)
+
+
 def show_run(run: Run, console: Console) -> None:
     """What was measured: the verdict, the summary with a logarithmic bar beside the main costs, and the failures."""
     values = values_of(run.trials)
     console.print(f"[bold]{escape(run.title)}[/bold]: {len(run.trials)} trials")
     for sentence in verdict(run.trials):
         console.print(escape(sentence))
-    for note in run.about["notes"]:
+    for note in run.notes:
         console.print(f"[yellow]{escape(note)}[/yellow]")
     shown = [h for h in SHOWN if any(t.get(h.column) is not None for t in run.trials)]
-    table = _table("Trial", *(h.title for h in shown))
-    for trial in run.trials:
-        cells = [_cell(trial, heading, run.trials) for heading in shown]
-        table.add_row(Text(" · ".join(label(trial, values))), *cells)
-    console.print(table)
+    rows = [
+        (Text(" · ".join(label(trial, values))), *(_cell(trial, heading, run.trials) for heading in shown))
+        for trial in run.trials
+    ]
+    console.print(fitting(console, ["Trial", *(h.title for h in shown)], rows))
     for trial in run.trials:
         if trial["status"] != "ok":
             console.print(

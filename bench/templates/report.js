@@ -602,7 +602,7 @@ function drawSearch(index) {
     x, y: points.map((point) => point.accuracy), mode: "markers",
     marker: { size: points.map((point) => diameter(point.key_bytes) / 1.5), color: css("--series-1"), line: { width: 1, color: css("--paper") } },
     hovertemplate: points.map((point) => `<b>${(100 * point.accuracy).toFixed(1)} %, ${tick(point.infer_s, SECONDS)}</b><br>${escaped(point.choices).replace(/((?:[^,]*,){4}) /g, "$1<br>")}<br>keys ${tick(point.key_bytes, BYTES)}<extra></extra>`),
-  }], { height: 340, showlegend: false, hovermode: "closest", xaxis: axis({ ...logAxis(x, SECONDS, byId(id).clientWidth), title: axisTitle("server time of an image") }),
+  }], { height: 340, showlegend: false, hovermode: "closest", xaxis: axis({ ...logAxis(x, SECONDS, byId(id).clientWidth), title: axisTitle("inference of an image") }),
     yaxis: axis({ tickformat: ".1%", nticks: 6, title: axisTitle("accuracy, validation") }) });
 }
 

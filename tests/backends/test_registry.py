@@ -15,6 +15,7 @@ from backends.registry import UnknownBackend, backends, resolve
 from models.network import LOWERINGS
 
 ROOT = Path(__file__).parents[2]
+GOOD = 'title = "theirs"\nscheme = "CKKS"\nlowering = "polynomial"\n'
 
 
 @pytest.mark.parametrize("name", backends())
@@ -48,9 +49,9 @@ def test_unknown_backend_lists_those_that_exist() -> None:
         resolve("nonsense")
 
 
-@pytest.mark.parametrize("spec", ["clear:nonsense", "fake:nonsense"])
+@pytest.mark.parametrize("spec", ["clear:nonsense", "fake:nonsense", "clear:", "fake:"])
 def test_unknown_variant_lists_those_that_exist(spec: str) -> None:
-    with pytest.raises(UnknownBackend, match="has no variant 'nonsense': choose from"):
+    with pytest.raises(UnknownBackend, match="has no variant '.*': choose from"):
         resolve(spec)
 
 
@@ -61,13 +62,13 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder.mkdir(parents=True)
     for package in (folder.parent, folder):
         (package / "__init__.py").write_text("raise ImportError('listing must not import this')\n")
-    (folder / "backend.toml").write_text('title = "theirs"\nscheme = "CKKS"\nlowering = "polynomial"\n')
+    (folder / "backend.toml").write_text(GOOD)
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("theirs", "somebody.backend", registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
-    backends.cache_clear()
+    registry._registry.cache_clear()
     yield point.name
-    backends.cache_clear()
+    registry._registry.cache_clear()
 
 
 def test_entry_point_of_another_package(plugin: str) -> None:
@@ -76,3 +77,44 @@ def test_entry_point_of_another_package(plugin: str) -> None:
     assert list(backends()) == sorted(backends())
     with pytest.raises(ImportError, match="must not import"):
         info.load()
+
+
+@pytest.mark.parametrize(
+    "name, toml, reason",
+    [
+        ("theirs", None, "No such file"),
+        ("theirs", "title = ", "Invalid value"),
+        ("theirs", 'title = "\xff"', "codec"),
+        ("theirs", GOOD + 'licence = "MIT"\n', "unknown field `licence`"),
+        ("theirs", GOOD.replace("scheme", "schema"), "schem"),
+        ("theirs", GOOD.replace("polynomial", "binary"), "Invalid enum value 'binary'"),
+        ("theirs", GOOD + 'variants = ["fast"]\n', "Expected `object | null`, got `array`"),
+        ("theirs", GOOD + '[variants]\nfast = "x"\n', "variants lack the default one"),
+        ("theirs", GOOD + '[variants]\n"" = "x"\n"a/b" = "x"\n', "matching regex"),
+        ("theirs", GOOD + '[variants]\n"" = "x"\n[lowerings]\nfast = "float"\n', "lowerings name fast"),
+        ("clear", GOOD, "backends.clear has this name"),
+        ("a/b", GOOD, "a name is a letter"),
+        ("../../esc", GOOD, "a name is a letter"),
+        ("", GOOD, "a name is a letter"),
+    ],
+)
+def test_a_broken_plugin_is_left_out_with_its_reason(
+    plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, toml: str | None, reason: str
+) -> None:
+    file = tmp_path / "somebody" / "backend" / "backend.toml"
+    file.write_text(toml, "latin-1") if toml else file.unlink()
+    point = EntryPoint(name, "somebody.backend", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert "theirs" not in backends() and backends()["clear"].module == "backends.clear"
+    [found] = registry.broken()
+    assert found.name == name and reason in found.reason
+    if name not in backends():
+        with pytest.raises(UnknownBackend, match="is left out: "):
+            resolve(name)
+
+
+@pytest.mark.parametrize("value", ["nowhere.backend", "", "..", "somebody.backend:Owner"])
+def test_an_entry_point_that_names_no_package(plugin: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    point = EntryPoint("theirs", value, registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    assert "theirs" not in backends() and len(registry.broken()) == 1

@@ -8,6 +8,7 @@ import json
 import pickle
 import socket
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -137,6 +138,19 @@ def test_a_socket_that_closes_in_the_middle_of_a_message() -> None:
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(WireError, match="closed in the middle"):
             wire.receive(ours)
+
+
+def test_an_announced_body_takes_no_memory_before_it_arrives() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(wire.PREFIX.pack(wire.MAGIC, 2, 2_000_000_000) + b"{}" + bytes(1000))
+        theirs.shutdown(socket.SHUT_WR)
+        tracemalloc.start()
+        with pytest.raises(WireError, match="closed in the middle"):
+            wire.receive(ours)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @given(numbers)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from backends import clear
-from backends.api import Job, Prepared
+from backends.api import BackendError, Job, Prepared
 from backends.wire import array_from_bytes, array_to_bytes
 
 LARGE = "large keys and messages"
@@ -21,6 +21,7 @@ REPORTS = {
     "no images in a request": {"batch": 0},
     "insecure and silent": {"security": {"bits": 100, "standard": "none"}},
     "security as text": {"security": {"bits": "128", "standard": "none"}},
+    "notes with escapes": {"notes": {"\x1b]0;owned\x07": ["\x1b[2J", "\udcff"]}, "parameters": {"bits": 3}},
 }
 
 
@@ -39,6 +40,8 @@ class Client(clear.Client):
     def keygen(self, seed: int) -> dict[str, bytes]:
         if self._variant == LARGE:
             return {"large": os.urandom(64_000_000)}
+        if self._variant == "names with escapes":
+            return {"\x1b[31mred": b"a"}
         return {"header": b"a", "self": b"bc", "blobs": b""}  # names that the protocol uses itself
 
     def serialise(self, ciphertexts: np.ndarray) -> bytes:
@@ -79,6 +82,17 @@ class Server(clear.Server):
         if self._variant == "exits":
             print("license expired", file=sys.stderr)
             sys.exit(3)
+        if self._variant == "refuses with escapes":
+            raise BackendError("\x1b]0;owned\x07\x9b31m bad\rkey")
+        if self._variant == "exits with escapes":
+            print("license \x1b[2Jexpired", file=sys.stderr)
+            sys.exit(3)
+        if self._variant == "sessions":
+            for prefix in ([], ["env", "-i"]):  # daemons, of which the second hides where it comes from
+                sleep = f"import time; time.sleep(3600 + {os.getppid()})"
+                subprocess.Popen([*prefix, sys.executable, "-c", sleep], start_new_session=True)
+            orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+            subprocess.run([sys.executable, "-c", orphan, sleep], start_new_session=True, check=True)
         if self._variant == "child":
             work = f"import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ntime.sleep(3600 + {os.getppid()})"
             child = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE)

@@ -49,6 +49,9 @@ def odd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Odd:
         ("logits of fewer images", "wrong", "the client decrypted float64 (1, 5), not real logits (2, 5)"),
         ("logits complex", "wrong", "the client decrypted complex128 (2, 5), not real logits (2, 5)"),
         ("exits", "failed", "the server ended with exit code 3 in infer: license expired"),
+        ("exits with escapes", "failed", "the server ended with exit code 3 in infer: license \\x1b[2Jexpired"),
+        ("refuses with escapes", "failed", "server: \\x1b]0;owned\\x07\\x9b31m bad\\rkey"),
+        ("names with escapes", "failed", "the client names a message '\\x1b[31mred': use printable characters"),
         ("none", "ok", ""),
     ],
 )
@@ -76,6 +79,15 @@ def test_children_of_a_party_end_with_it_and_their_work_counts_as_our_own(odd: O
     child = odd("child").status, used() - start
     assert none[0] == child[0] == "ok"
     assert child[1] - none[1] > 1.5  # of two requests and their warm-up, a second each
+    assert not [p for p in psutil.process_iter(["cmdline"]) if f"sleep(3600 + {os.getpid()})" in str(p.info["cmdline"])]
+
+
+def test_escape_sequences_of_a_backend_are_shown_as_text(odd: Odd) -> None:
+    assert odd("notes with escapes").notes == {"\\x1b]0;owned\\x07": ["\\x1b[2J", "\\udcff"]}
+
+
+def test_children_in_sessions_of_their_own_end_with_the_trial(odd: Odd) -> None:
+    assert odd("sessions").status == "ok"
     assert not [p for p in psutil.process_iter(["cmdline"]) if f"sleep(3600 + {os.getpid()})" in str(p.info["cmdline"])]
 
 

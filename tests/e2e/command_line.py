@@ -29,18 +29,24 @@ class CommandLine:
         self._environment = os.environ | {MARK: self._mark, "XDG_CACHE_HOME": str(home), "COLUMNS": "200"}
         self._environment.pop("MEDMNIST_DATA_DIR", None)
 
-    def start(self, *arguments: object, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: object, python: tuple[str, ...] = (), cwd: Path = ROOT, **environment: str
+    ) -> subprocess.Popen[str]:
+        """arguments: paths and texts; environment: variables beside the usual ones."""
         return subprocess.Popen(
             [sys.executable, *python, "-m", "bench", *map(str, arguments)],
-            cwd=ROOT,
-            env=self._environment,
+            cwd=cwd,
+            env=self._environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            errors="surrogateescape",
         )
 
-    def __call__(self, *arguments: object, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return finish(self.start(*arguments, python=python))
+    def __call__(
+        self, *arguments: object, python: tuple[str, ...] = (), cwd: Path = ROOT, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return finish(self.start(*arguments, python=python, cwd=cwd, **environment))
 
     def processes(self) -> list[psutil.Process]:
         """All living processes that were started by this command line, directly or not."""

@@ -86,6 +86,9 @@ def test_memory_limit(bench: CommandLine, tmp_path: Path) -> None:
     arguments = ("run", "--backend", "fake:greedy", *QUICK, "--images", 2, "--threads", 1, "--out", tmp_path)
     assert bench(*arguments, "--memory-limit", 4).returncode == 1
     assert records(tmp_path)["fake:greedy"].status == "oom"
+    assert bench(*arguments, "--memory-limit", 0.001).returncode == 1
+    least = records(tmp_path)["fake:greedy"]
+    assert least.status == "oom" and least.reason.endswith("GiB of address space; raise --memory-limit")
     assert bench(*arguments).returncode == 0
     assert records(tmp_path)["fake:greedy"].status == "ok"
 

@@ -52,11 +52,22 @@ def test_trains_once_for_all_lowerings_then_reads_the_cache(unshipped):
 
 def test_shipped_weights_come_before_the_cache(unshipped):
     task = tasks.task("digits")
-    zoo.train("fcnn", task, tasks.load(task), seed=1)
+    zoo.keep(zoo.train("fcnn", task, tasks.load(task), seed=1))
     shipped = small(seed=2)
     shipped.save(zoo.SHIPPED / "fcnn" / "digits.polynomial")
     assert zoo.network("fcnn", task, "polynomial").sha256 == shipped.sha256
     assert zoo.network("fcnn", task, "float").provenance == {"seed": 1}
+
+
+def test_a_cache_that_takes_no_files_does_not_lose_what_was_trained(unshipped, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    task = tasks.task("digits")
+    assert str(tmp_path / "file") in zoo.unwritable()
+    first = zoo.network("fcnn", task, "float")
+    assert zoo.network("fcnn", task, "float") is first and zoo.network("fcnn", task, "polynomial").outputs == 10
+    assert unshipped == [("fcnn", "digits", 0)]
+    assert not zoo.is_trained("fcnn", task)
 
 
 def test_half_a_network_is_none(unshipped):
