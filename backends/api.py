@@ -58,6 +58,22 @@ def refusing(library: str, task: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Logistic regression to be trained on encrypted examples: see `models.regression`.
+
+    rows: examples. features: numbers of each, the constant 1 for the bias among them. outputs: regressions, each of one
+    label against all others. steps: of the descent. rate: its learning rate. degree: of the sigmoid's polynomial.
+    """
+
+    rows: int
+    features: int
+    outputs: int
+    steps: int
+    rate: float
+    degree: int = 3
+
+
+@dataclass(frozen=True)
 class Job:
     """What the owner is asked to prepare.
 

@@ -20,7 +20,18 @@ GUIDELINES_2024 = {
     128: {1024: 26, 2048: 53, 4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747, 131072: 3523},
 }
 
+
+
+def limit(ring_dimension: int) -> int:
+    """Largest log2(QP) at 128 bits: of the 2018 standard or, for rings beyond it, of the 2024 guidelines; 0: no table."""
+    return STANDARD_2018[128].get(ring_dimension, GUIDELINES_2024[128].get(ring_dimension, 0))
+
+
 ERROR_STDDEV = 3.19  # of both: 8 / √(2π)
+STANDARDS = (
+    "HomomorphicEncryption.org 2018, classical, ternary secret",
+    "Security Guidelines for Implementing Homomorphic Encryption 2024, classical, ternary secret",
+)
 _MEASURED = 0.95  # SEAL's error is measured, to within a few hundredths
 # Li and Micciancio, "On the Security of Homomorphic Encryption on Approximate Numbers", EUROCRYPT 2021.
 IND_CPA_D = (
@@ -34,10 +45,11 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     ``error_stddev`` (`backends.slots.library.Library.describe`).
 
     ``bits`` is the level that the 2018 standard guarantees (it tabulates 128, 192 and 256; between two levels the lower
-    counts). Raises InsecureError below 128.
+    counts); the guidelines of 2024 stand in for rings that it does not know. Raises InsecureError below 128.
     """
     n, log2_qp = description["ring_dimension"], description["log2_qp"]
-    bits = max((level for level, row in STANDARD_2018.items() if log2_qp <= row.get(n, 0)), default=0)
+    table = STANDARD_2018 if n in STANDARD_2018[128] else GUIDELINES_2024
+    bits = max((level for level, row in table.items() if log2_qp <= row.get(n, 0)), default=0)
     if description["error_stddev"] < _MEASURED * ERROR_STDDEV:
         raise InsecureError(
             f"the standard deviation {description['error_stddev']} of the error is below {ERROR_STDDEV}, for which the "
@@ -46,14 +58,14 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     if description["secret"] != "uniform ternary" or bits < MINIMUM_BITS:
         raise InsecureError(
             f"ring dimension {n} with log2(QP) = {log2_qp:.0f} and {description['secret']} secret is below "
-            f"{MINIMUM_BITS} bits (limit {STANDARD_2018[128].get(n, 0)}); use a larger ring dimension or fewer primes"
+            f"{MINIMUM_BITS} bits (limit {limit(n)}); use a larger ring dimension or fewer primes"
         )
     return {
         "bits": bits,
-        "standard": "HomomorphicEncryption.org 2018, classical, ternary secret",
+        "standard": STANDARDS[table is GUIDELINES_2024],
         "ring_dimension": n,
         "log2_qp": round(log2_qp, 2),
-        "log2_qp_limit": STANDARD_2018[128][n],
+        "log2_qp_limit": limit(n),
         "meets_2024_guidelines": log2_qp <= GUIDELINES_2024[128].get(n, 0),
         "log2_qp_limit_2024": GUIDELINES_2024[128].get(n, 0),
         "secret": description["secret"],

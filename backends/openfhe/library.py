@@ -53,8 +53,8 @@ def _scaling_bits(parameters: Parameters) -> int:
 
 
 def _digits(parameters: Parameters) -> int:
-    """One prime a digit, so that a single special prime suffices."""
-    return max(1, parameters.levels) + 1
+    """One prime a digit, unless asked for otherwise, so that a single special prime suffices."""
+    return parameters.digits or max(1, parameters.levels) + 1
 
 
 class OpenfheClient:
@@ -252,6 +252,7 @@ class Openfhe:
 
     name = "openfhe"
     first_is_largest = True
+    switching_bias = 0.5
     parallel = True
 
     def admissible(self, parameters: Parameters) -> bool:
