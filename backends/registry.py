@@ -37,6 +37,7 @@ class BackendInfo:
     """``backend.toml``, read.
 
     lowering: the lowering of the network that the owner receives.
+    workloads: what it does (`bench.record.Trial.workload`).
     distributions: the Python distributions whose versions belong in a record.
     python: the interpreter of the party processes; "" for the harness's own.
     variants: name → one line; the default variant has the name "".
@@ -50,6 +51,7 @@ class BackendInfo:
     title: str
     scheme: str
     lowering: str
+    workloads: tuple[str, ...] = ("inference",)
     distributions: tuple[str, ...] = ()
     python: str = ""
     variants: dict[str, str] | None = None
@@ -67,6 +69,7 @@ class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     scheme: str
     lowering: Lowering
+    workloads: tuple[str, ...] = ("inference",)
     distributions: tuple[str, ...] = ()
     python: str = ""
     variants: dict[Variant, str] | None = None

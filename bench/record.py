@@ -75,6 +75,7 @@ class Stage(msgspec.Struct, kw_only=True):
 
     A stage that happens once (prepare, keygen, load, load_keys) has one sample and no warm-up. For the stages of a
     request, `cold_wall_s` is the first call, `warmup_wall_s` the calls before the samples (the cold one not among them).
+    round_wall_s: of each call, where a request takes several rounds, which `wall_s` adds up.
     peak_rss_bytes: highest resident memory of that process during this stage, cold call and warm-ups included.
     kept_rss_bytes: growth of the resident memory of that process over the first call: what its result (the model, the keys,
     the ciphertexts) takes in memory, and whatever else the library keeps.
@@ -86,6 +87,7 @@ class Stage(msgspec.Struct, kw_only=True):
     cpu_s: list[Amount]
     cold_wall_s: Amount | None = None
     warmup_wall_s: list[Amount] = []
+    round_wall_s: list[Amount] = []
     peak_rss_bytes: Count | None = None
     kept_rss_bytes: Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | None = None
 

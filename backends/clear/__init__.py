@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from backends.api import Job, MessageError, Prepared
+from backends.clear import training
+from backends.variants import TRAIN, VariantOwner, VariantParty
 from backends.wire import WireError, array_from_bytes, array_to_bytes
 from models.network import Network
 
 
-class Owner:
+class InferenceOwner:
     def prepare(self, job: Job) -> Prepared:
         batch = 256 if job.scenario == "offline" else 1
         return Prepared(client=b"", server=job.network.to_bytes(), batch=batch, notes={"layout": ["no encryption"]})
 
 
-class Client:
+class InferenceClient:
     def load(self, artifact: bytes) -> None:
         pass
 
@@ -35,7 +39,7 @@ class Client:
         return ciphertexts
 
 
-class Server:
+class InferenceServer:
     def load(self, artifact: bytes) -> None:
         self._network = Network.from_bytes(artifact)
 
@@ -60,3 +64,15 @@ def _array(message: bytes) -> np.ndarray:
         return array_from_bytes(message)
     except WireError as error:
         raise MessageError(f"damaged or truncated message: {error}") from error
+
+
+INFERENCE = (InferenceOwner, InferenceClient, InferenceServer)
+VARIANTS = {
+    "": INFERENCE,
+    "polynomial": INFERENCE,
+    TRAIN: (partial(training.Owner, polynomial=False), training.Client, training.Server),
+    TRAIN + "polynomial": (partial(training.Owner, polynomial=True), training.Client, training.Server),
+}
+Owner = partial(VariantOwner, VARIANTS)
+Client = partial(VariantParty, VARIANTS, 1)
+Server = partial(VariantParty, VARIANTS, 2)

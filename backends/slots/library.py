@@ -140,7 +140,9 @@ class Library(Protocol):
 
     name: str
     first_is_largest: bool  # whether no other prime of a fresh ciphertext may be larger than the first one
-    switching_bias: float  # mean rounding error of a coefficient that key switching leaves: 0 if it rounds, 1/2 if it cuts off
+    switching_bias: (
+        float  # mean rounding error of a coefficient that key switching leaves: 0 if it rounds, 1/2 if it cuts off
+    )
     parallel: bool  # whether an operation uses all cores by itself
 
     def admissible(self, parameters: Parameters) -> bool:

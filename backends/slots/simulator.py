@@ -191,7 +191,9 @@ class Simulator:
         parameters = self._parameters
         digits = self.moduli(parameters)[: parameters.levels + 1 - a.level]
         # a digit of several primes has special primes of its size
-        ratios = [digit / 2.0**parameters.special_bits for digit in digits] if not parameters.digits else [1.0] * len(digits)
+        ratios = (
+            [digit / 2.0**parameters.special_bits for digit in digits] if not parameters.digits else [1.0] * len(digits)
+        )
         errors = sum(ratio**2 for ratio in ratios) * self._noise_of / 12
         noisy = self._noisy(a.values, a.scale, math.hypot(self._rounding, ERROR_STDDEV * math.sqrt(errors)))
         return noisy + _biased(len(noisy), self._switching_bias) / a.scale if self._switching_bias else noisy

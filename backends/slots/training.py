@@ -536,14 +536,14 @@ class Descent:
 
     def __init__(self, circuit: Circuit, constant: np.ndarray) -> None:
         self._constant, self._momenta = constant, regression.momenta(circuit.training.steps)[1:]
-        self.point, self.weights = constant, constant
+        self.point = constant
+        self.history = [constant]  # weights after each step
 
-    def step(self, gradient: np.ndarray) -> np.ndarray:
-        """Of the gradient's step at `point`: the weights after it; `point` is then where the next one is wanted."""
-        momentum, before = self._momenta.pop(0), self.weights
-        self.weights = self.point + self._constant - gradient
-        self.point = self.weights + momentum * (self.weights - before)
-        return self.weights
+    def step(self, gradient: np.ndarray) -> None:
+        """Of the gradient's step at `point`, which is then where the next one is wanted."""
+        momentum, before = self._momenta.pop(0), self.history[-1]
+        self.history.append(self.point + self._constant - gradient)
+        self.point = self.history[-1] + momentum * (self.history[-1] - before)
 
 
 def request(circuit: Circuit, features: np.ndarray, targets: np.ndarray) -> Iterator[np.ndarray]:
@@ -586,4 +586,4 @@ def train(circuit: Circuit, library: Library, features: np.ndarray, targets: np.
         if not circuit.refresh:
             return point - gradient
         descent.step(gradient)
-    return descent.weights
+    return descent.history[-1]

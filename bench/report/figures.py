@@ -32,8 +32,8 @@ FILLS = ("full", "none", "left", "bottom")  # of the first, second, … model
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
          "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85",
          "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip
-STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4")
-HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\")
+STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4", "client-4")
+HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\", "++++")
 WIDTH_IN = 6.9  # both columns of a paper
 
 

@@ -27,7 +27,7 @@ from bench.metrics import (
 )  # fmt: skip
 from bench.record import Record, Stage
 from bench.sampling import half_width
-from bench.session import ONCE, REQUEST, SERVER_REQUEST
+from bench.session import ONCE, OPTIONAL, REQUEST, SERVER_REQUEST
 
 
 class Column(NamedTuple):
@@ -342,7 +342,8 @@ def _timings(record: Record) -> dict[str, Any]:
 
 def totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[float]:
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
-    timed: list[Stage | None] = [record.stage(role, name) for role, name, _ in stages.values()]
+    found = {prefix: record.stage(role, name) for prefix, (role, name, _) in stages.items()}
+    timed: list[Stage | None] = [stage for prefix, stage in found.items() if stage or prefix not in OPTIONAL]
     if any(stage is None for stage in timed) or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
     return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
