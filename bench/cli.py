@@ -191,9 +191,23 @@ def run(
         int,
         typer.Option(parser=_gibibytes, metavar="GIB", help="GiB of address space of each party; 0: none."),
     ] = 0,
+    workload: Annotated[str | None, typer.Option(help="inference, or train on encrypted features and labels.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Of --workload train: folder of features_*.npy and labels_*.npy of your own.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Of --workload train: of the descent; 0: chosen on validation."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Of --workload train: learning rate; 0: chosen on validation.")
+    ] = None,
     suite: Annotated[
-        str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
-    ] = "quick",
+        str | None,
+        typer.Option(
+            help="Name or TOML file of a suite (default: quick, or train); the other options replace its values."
+        ),
+    ] = None,
     bandwidth: Bandwidth = None,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
@@ -211,7 +225,12 @@ def run(
     from bench.record import Store, records_in
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
+    suite = suite or ("train" if workload == "train" else "quick")
     changes = {
+        "workload": workload,
+        "features": features and str(Path(features).expanduser().absolute()),
+        "steps": steps,
+        "rate": rate,
         "backend": _split(backend, "--backend"),
         "model": _split(model, "--model"),
         "task": _split(task, "--task"),
@@ -318,11 +337,37 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     except msgspec.ValidationError as error:
         raise suites.SuiteError(f"invalid option: {error}") from error
     default = [info.name for info in backends().values() if not info.test_only]
+    for block in blocks:
+        if block.workload != "inference" and "@all" in (
+            block.backend if isinstance(block.backend, list) else [block.backend]
+        ):
+            raise suites.SuiteError(f"name the backends of the workload {block.workload}: not all do it")
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
-        _check_model(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
+        info, _ = resolve(trial.backend)
+        if trial.workload not in info.workloads:
+            able = ", ".join(name for name, each in backends().items() if trial.workload in each.workloads)
+            raise suites.SuiteError(f"{info.name} does not do the workload {trial.workload}: choose from {able}")
+        if trial.workload == "train":
+            _check_features(trial)
+        elif trial.steps or trial.rate or trial.features:
+            raise suites.SuiteError("--steps, --rate and --features are of --workload train")
+        else:
+            _check_model(trial.model, info.lowering, trial.backend)
         tasks.task(trial.task)
     return trials, notes
+
+
+def _check_features(trial: Trial) -> None:
+    """Raises UnknownModel; DataError for a folder that is of no use."""
+    from models import features
+
+    if trial.model not in features.KINDS or (trial.model == "files") != bool(trial.features):
+        raise zoo.UnknownModel(
+            f"unknown model {trial.model!r} of a training: choose pixels, or name a folder with --features"
+        )
+    if trial.features:
+        features.from_folder(trial.features, tasks.task(trial.task))
 
 
 def _check_model(model: str, lowering: str, backend: str) -> None:
@@ -338,7 +383,8 @@ def _check_model(model: str, lowering: str, backend: str) -> None:
 
 def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
     """What to know before networks are trained that cannot be kept."""
-    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in trials}
+    inferences = [trial for trial in trials if trial.workload == "inference"]
+    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in inferences}
     described = ((model, tasks.task(task), ("float", lowering)) for model, task, lowering in wanted)
     new = {
         f"{m} for {t.name}" for m, t, which in described if tasks.find(t, data_dir) and not zoo.is_trained(m, t, which)

@@ -43,6 +43,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     backend: name, or ``name:variant``. images: how many of the test split (0: all). timeout_s: for the whole trial.
     precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
+    workload: ``inference`` or ``train`` (`bench.trials.WORKLOADS`). steps, rate, features: of a training: 0 steps and rate 0
+    are chosen on validation; features: a folder of the user's own, of which `model` is then ``files``.
     """
 
     backend: Name
@@ -56,10 +58,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Amount = 600.0
     precision: Amount = 0.05
     sampling_s: Amount = 10.0
+    workload: Name = "inference"
+    steps: Count = 0
+    rate: Amount = 0.0
+    features: str = ""
 
     @property
     def label(self) -> str:
-        parts = [self.backend, self.model, self.task, self.scenario]
+        trains = self.workload != "inference"
+        parts = [self.backend, self.model, self.task, self.workload if trains else self.scenario]
+        parts += [f"{self.steps} steps"] if self.steps else []
+        parts += [f"rate {self.rate:g}"] if self.rate else []
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
         return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 

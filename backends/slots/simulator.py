@@ -225,9 +225,11 @@ class Simulator:
 
 @functools.lru_cache(maxsize=4)
 def _biased(slots: int, bias: float) -> np.ndarray:
-    """What a mean rounding error of all coefficients of the second polynomial makes of the slots: Σ bias·X^i = 2·bias/(1 − X)
-    times the secret, the parts of whose value at a root have a variance of N/3: three standard deviations of it. It stands
-    almost alone in slot 0, whose root is next to 1."""
+    """What a mean rounding error of all coefficients of the second polynomial makes of the slots.
+
+    Σ bias·X^i = 2·bias/(1 − X) times the secret, the parts of whose value at a root have a variance of N/3: three standard
+    deviations of it. It stands almost alone in slot 0, whose root is next to 1.
+    """
     powers, _ = _embedding(slots)
     root = np.exp(1j * np.pi * (2 * powers + 1) / (2 * slots))
     return np.abs(2 * bias / (1 - root)) * 3 * np.sqrt(2 * slots / 3)

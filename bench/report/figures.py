@@ -80,7 +80,7 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     values, colours = values_of(trials), _colours()
     panels: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in trials:
-        panels.setdefault((trial["task"], trial["scenario"], trial["model_privacy"]), []).append(trial)
+        panels.setdefault((trial["task"], _kind(trial), trial["model_privacy"]), []).append(trial)
     rows = (len(panels) + 1) // 2
     figure, grid = plt.subplots(
         rows, min(2, len(panels)), figsize=(WIDTH_IN, 2.6 * rows), squeeze=False, layout="constrained"
@@ -136,6 +136,10 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     ]
     figure.legend(handles=entries, loc="outside upper center", ncols=6, frameon=False)
     return figure
+
+
+def _kind(trial: Trial) -> str:
+    return trial["scenario"] if trial["workload"] == "inference" else trial["workload"]
 
 
 def _frontier(trials: list[Trial]) -> list[tuple[float, float]]:

@@ -18,7 +18,11 @@ Figures = dict[str, Any]
 Values = dict[str, float]  # by backend, within one comparison
 ACCURACY = "accuracy_encrypted"
 NAMED = 3  # of those behind the first; and the last
-HEADLINE = {"scenario": "single-stream", "model_privacy": "plain"}  # what is ranked, if two trials or more are so
+HEADLINE = {
+    "workload": "inference",
+    "scenario": "single-stream",
+    "model_privacy": "plain",
+}  # what is ranked, if two trials or more are so
 
 
 def verdict(trials: list[Figures]) -> list[str]:
@@ -91,7 +95,7 @@ def _most_accurate(trials: list[Figures]) -> str:
 def _work(trial: Figures, column: str) -> tuple[str, ...]:
     """What must be equal for a comparison of this column to be fair. Costs are those of one request: only accuracy
     depends on which images were asked for."""
-    names = ("task", "scenario", "model_privacy", "threads", "host")
+    names = ("task", "workload", "scenario", "model_privacy", "threads", "host")
     names += ("images_asked", "seed") if column == ACCURACY else ()
     return tuple(str(trial.get(name)) for name in names)
 
