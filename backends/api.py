@@ -25,6 +25,7 @@ This module needs only the standard library and NumPy.
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,8 +33,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from models.network import Network
-
-SCENARIOS = ("single-stream", "offline")
 
 
 class BackendError(Exception):
@@ -49,12 +48,21 @@ class MessageError(BackendError):
 
 
 @contextlib.contextmanager
-def refusing(library: str, task: str) -> Iterator[None]:
-    """What a library raises for bytes of another party becomes MessageError: ``refusing("SEAL", "read this request")``."""
+def refusing(library: str, task: str, data: bytes | memoryview = b"") -> Iterator[None]:
+    """What a library raises for bytes of another party becomes MessageError: ``refusing("SEAL", "read this request")``.
+
+    data: what is read, if it is; wrong bytes may ask for any amount of memory. A real lack of it stays a MemoryError.
+    """
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:  # how bindings hand on the exceptions of C++
-        raise MessageError(f"{library} cannot {task}: {error}") from error
+        reason = textwrap.shorten(str(error), 200) or type(error).__name__
+        raise MessageError(f"{library} cannot {task}: {reason}") from error
+    except MemoryError as error:
+        if not data:
+            raise
+        np.empty(8 * len(data), np.uint8)  # as much as a right message takes at most: is it there?
+        raise MessageError(f"{library} cannot {task}: it asks for absurdly much memory") from error
 
 
 @dataclass(frozen=True)

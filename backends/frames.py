@@ -19,10 +19,11 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from backends.api import MessageError
 
+Part = TypeVar("Part", bound="bytes | memoryview")
 IDENTITY_BYTES = 16
 NOBODY = bytes(IDENTITY_BYTES)
 
@@ -121,7 +122,7 @@ def _parts(rest: memoryview, count: int, name: str) -> list[memoryview]:
     return parts
 
 
-def exactly(count: int, parts: Sequence[memoryview], what: str) -> Sequence[memoryview]:
+def exactly(count: int, parts: Sequence[Part], what: str) -> Sequence[Part]:
     """`parts`, if there are as many. what: that they are, for the message. Raises MessageError."""
     if len(parts) != count:
         raise MessageError(f"expected {count} {what}, received {len(parts)}")

@@ -275,7 +275,7 @@ def main() -> None:
             called.add(operation)
         except Exception as error:  # also of `encode`: a report that is no plain JSON, a message that is too long
             reply = wire.encode(_failure(error))
-        connection.sendall(reply)
+        wire.send(connection, reply)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import functools
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -25,11 +25,28 @@ HERE = Path(__file__).parent
 NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"  # it becomes part of files' names
 
 Lowering = Literal["float", "polynomial", "integer"]
-Variant = Annotated[str, msgspec.Meta(pattern=rf"^({NAME})?\Z")]
+Scenario = Literal["single-stream", "offline"]
+Privacy = Literal["plain", "encrypted"]
+Workload = Literal["inference", "train"]
+VariantName = Annotated[str, msgspec.Meta(pattern=rf"^({NAME})?\Z")]
 
 
 class UnknownBackend(LookupError):
     """No backend, or no variant of it, has this name; the message lists those that exist."""
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """about: one line. The others: where it differs from the backend, see `BackendInfo`."""
+
+    about: str
+    lowering: Lowering | None = None
+    workloads: tuple[Workload, ...] | None = None
+    scenarios: tuple[Scenario, ...] | None = None
+    model_privacy: tuple[Privacy, ...] | None = None
+    operators: tuple[str, ...] | None = None
+
+
+DEFAULT = {"": Variant("")}
 
 
 @dataclass(frozen=True)
@@ -37,11 +54,12 @@ class BackendInfo:
     """``backend.toml``, read.
 
     lowering: the lowering of the network that the owner receives.
-    workloads: what it does (`bench.record.Trial.workload`).
+    workloads: what it does (`bench.trials.WORKLOADS`).
+    scenarios, model_privacy, operators: what it supports; operators of `models.network`, ``None`` for all of them. Who asks
+    for anything else gets a record that says so, and no party is started.
     distributions: the Python distributions whose versions belong in a record.
     python: the interpreter of the party processes; "" for the harness's own.
-    variants: name → one line; the default variant has the name "".
-    lowerings: of the variants that receive another lowering.
+    variants: by name, the default one is "".
     test_only: not part of a suite, and hidden by ``bench list`` unless asked for.
     """
 
@@ -52,11 +70,27 @@ class BackendInfo:
     scheme: str
     lowering: str
     workloads: tuple[str, ...] = ("inference",)
+    scenarios: tuple[str, ...] = ("single-stream",)
+    model_privacy: tuple[str, ...] = ("plain",)
+    operators: tuple[str, ...] | None = None
     distributions: tuple[str, ...] = ()
     python: str = ""
-    variants: dict[str, str] | None = None
-    lowerings: dict[str, str] | None = None
+    variants: Mapping[str, Variant] = field(default_factory=lambda: DEFAULT)
     test_only: bool = False
+
+    def refuses(
+        self, scenario: str, model_privacy: str, operators: Iterable[str] = (), workload: str = "inference"
+    ) -> str:
+        """Why it cannot do that; "" if it can."""
+        if workload not in self.workloads:
+            return f"it does not do the workload {workload}, only {', '.join(self.workloads)}"
+        if scenario not in self.scenarios:
+            return f"it does not have the scenario {scenario}, only {', '.join(self.scenarios)}"
+        if model_privacy not in self.model_privacy:
+            return f"it does not have model privacy {model_privacy}, only {', '.join(self.model_privacy)}"
+        if self.operators is not None and (missing := sorted(set(operators) - set(self.operators))):
+            return f"it does not evaluate {', '.join(missing)}, only {', '.join(self.operators)}"
+        return ""
 
     def load(self) -> ModuleType:
         """Imports the backend (and its FHE library)."""
@@ -69,11 +103,13 @@ class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     scheme: str
     lowering: Lowering
-    workloads: tuple[str, ...] = ("inference",)
+    workloads: tuple[Workload, ...] = ("inference",)
+    scenarios: tuple[Scenario, ...] = ("single-stream",)
+    model_privacy: tuple[Privacy, ...] = ("plain",)
+    operators: tuple[str, ...] | None = None
     distributions: tuple[str, ...] = ()
     python: str = ""
-    variants: dict[Variant, str] | None = None
-    lowerings: dict[str, Lowering] | None = None
+    variants: dict[VariantName, str | Variant] | None = None
     test_only: bool = False
 
 
@@ -94,9 +130,10 @@ def _read(name: str, module: str, folder: Path) -> BackendInfo:
     found = msgspec.toml.decode((folder / "backend.toml").read_bytes(), type=_Description)
     if found.variants and "" not in found.variants:
         raise ValueError('variants lack the default one, ""')
-    if unknown := set(found.lowerings or ()) - set(found.variants or ()):
-        raise ValueError(f"lowerings name {', '.join(sorted(unknown))}, which is no variant")
-    return BackendInfo(name=name, module=module, folder=folder, **msgspec.structs.asdict(found))
+    variants = {n: Variant(v) if isinstance(v, str) else v for n, v in (found.variants or DEFAULT).items()}
+    return BackendInfo(
+        name=name, module=module, folder=folder, **msgspec.structs.asdict(found) | {"variants": variants}
+    )
 
 
 def _read_plugin(point: EntryPoint, known: Mapping[str, BackendInfo]) -> BackendInfo:
@@ -137,7 +174,7 @@ def broken() -> tuple[Broken, ...]:
 
 
 def resolve(spec: str) -> tuple[BackendInfo, str]:
-    """``"ckks:naive"`` → (its BackendInfo with the lowering of the variant, ``"naive"``). Raises UnknownBackend."""
+    """``"ckks:naive"`` → (its BackendInfo with what the variant has of its own, ``"naive"``). Raises UnknownBackend."""
     name, colon, variant = spec.partition(":")
     known = backends()
     if name not in known:
@@ -145,9 +182,9 @@ def resolve(spec: str) -> tuple[BackendInfo, str]:
             if plugin.name == name:
                 raise UnknownBackend(str(plugin))
         raise UnknownBackend(f"unknown backend {name!r}: choose from {', '.join(known)}")
-    variants = known[name].variants or {"": ""}
-    if variant not in variants or (colon and not variant):
-        choices = ", ".join(f"{name}:{v}" if v else name for v in variants)
-        raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
     info = known[name]
-    return dataclasses.replace(info, lowering=(info.lowerings or {}).get(variant, info.lowering)), variant
+    if variant not in info.variants or (colon and not variant):
+        choices = ", ".join(f"{name}:{v}" if v else name for v in info.variants)
+        raise UnknownBackend(f"backend {name!r} has no variant {variant!r}: choose from {choices}")
+    own = msgspec.structs.asdict(info.variants[variant])
+    return dataclasses.replace(info, **{k: v for k, v in own.items() if k != "about" and v is not None}), variant

@@ -89,8 +89,11 @@ def _parse(header: bytes, body: bytes) -> Message:
     return Message(values, blobs)
 
 
-def send(connection: socket.socket, message: Message) -> None:
-    connection.sendall(encode(message))
+def send(connection: socket.socket, message: Message | bytes) -> None:
+    """message: or what `encode` made of it. Raises BrokenPipeError once the other side has closed, also where a library has
+    replaced Python's handling of SIGPIPE (Concrete does)."""
+    data = message if isinstance(message, bytes) else encode(message)
+    connection.sendall(data, getattr(socket, "MSG_NOSIGNAL", 0))
 
 
 def receive(connection: socket.socket) -> Message | None:

@@ -11,16 +11,16 @@ import sys
 import tempfile
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import datetime, timezone
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from backends.registry import UnknownBackend, backends, broken, resolve
+from backends.registry import Privacy, Scenario, UnknownBackend, backends, broken, resolve
 from bench.files import DISK_FULL, RunError
 from bench.signals import exit_code, in_words, stoppable
-from bench.suite import Privacy, Scenario
-from models import NetworkError, tasks, zoo
+from models import NetworkError, NetworkFileError, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -84,6 +84,11 @@ DataDir = Annotated[
         help=f"Folder of MedMNIST files (else ${tasks.DATA_DIR_VARIABLE}, else the user cache).",
     ),
 ]
+Data = Annotated[
+    str | None, typer.Option(help="Own data instead of a task: an .npz file in MedMNIST's format (docs/own-models.md).")
+]
+Kind = Annotated[str | None, typer.Option(help=f"Of the labels of --data (else derived): {', '.join(tasks.KINDS)}.")]
+Size = Annotated[int | None, typer.Option(help="Pixels a side of MedMNIST's images: 28 (default), 64, 128 or 224.")]
 RunFolder = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="Folder of a run.")]
 Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Cores (default: all).")]
 Bandwidth = Annotated[
@@ -94,11 +99,12 @@ Bandwidth = Annotated[
 def main() -> None:
     """Runs the command line; errors that a person can mend end with one line and no traceback."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal of few characters, and paths of any bytes
     try:
         with stoppable():
             app()
-    except (UnknownBackend, zoo.UnknownModel) as error:
+    except (UnknownBackend, zoo.UnknownModel, NetworkFileError, tasks.DataFileError) as error:
         _fail(error.args[0], USAGE)
     except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
@@ -147,9 +153,9 @@ def list_(data_dir: DataDir = None) -> None:
     for info in backends().values():
         if not info.test_only:
             print(f"  {info.name:<18} {info.title}")
-            for variant, line in (info.variants or {}).items():
-                if variant:
-                    print(f"  {info.name + ':' + variant:<18} {line}")
+            for name, variant in info.variants.items():
+                if name:
+                    print(f"  {info.name + ':' + name:<18} {variant.about}")
     for plugin in broken():
         print(f"  {plugin.name:<18} broken: {plugin}")
     print("models")
@@ -159,6 +165,7 @@ def list_(data_dir: DataDir = None) -> None:
     for task in tasks.tasks().values():
         here = "data here" if tasks.find(task, data_dir) else "no data here"
         print(f"  {task.name:<18} {task.kind}, {task.channels} channel(s), {task.outputs} outputs; {here}")
+    print(f"  MedMNIST's also at {', '.join(map(str, tasks.SIZES))} pixels: --size N, or NAME_N as a task")
     print("suites")
     for name in suite.names():
         print(f"  {name}")
@@ -169,8 +176,11 @@ def run(
     backend: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:VARIANT; repeat it or separate by commas.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option()] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name, or ONNX file of a network of your own.")] = None,
     task: Annotated[list[str] | None, typer.Option()] = None,
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     scenario: Annotated[list[str] | None, typer.Option(help="single-stream or offline")] = None,
     model_privacy: Annotated[list[str] | None, typer.Option(help="plain or encrypted")] = None,
     threads: Annotated[
@@ -226,6 +236,8 @@ def run(
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
     suite = suite or ("train" if workload == "train" else "quick")
+    if cluster == "":
+        raise typer.BadParameter("an address, not nothing", param_hint="'--cluster'")
     changes = {
         "workload": workload,
         "features": features and str(Path(features).expanduser().absolute()),
@@ -234,6 +246,7 @@ def run(
         "backend": _split(backend, "--backend"),
         "model": _split(model, "--model"),
         "task": _split(task, "--task"),
+        "data": [own] if (own := _task("", data, kind, size)) else [],
         "scenario": _split(scenario, "--scenario"),
         "model_privacy": _split(model_privacy, "--model-privacy"),
         "threads": _whole_numbers(threads, "--threads"),
@@ -244,7 +257,12 @@ def run(
         "sampling_s": sampling_time,
     }
     try:
-        trials, notes = _trials(suite, {k: v for k, v in changes.items() if v not in (None, [])}, data_dir)
+        changes = {k: v for k, v in changes.items() if v not in (None, [])}
+        if task:
+            if data:
+                _fail("--data takes the place of --task: give one of them", USAGE)
+            changes["data"] = []
+        trials, notes = _trials(suite, changes, data_dir, size)
     except (suites.SuiteError, tasks.DataError) as error:
         _fail(str(error), USAGE)
     from bench.trials import Options  # slow to import: not for a usage error
@@ -292,10 +310,24 @@ def _resume(folder: Path) -> str:
 
 
 def _split(values: list[str] | None, option: str) -> list[str]:
-    parts = [part for value in values or [] for part in value.split(",") if part]
+    """At commas, but for those in the name of a file."""
+    parts = [part for v in values or [] for part in ([v] if os.path.isfile(v) else v.split(",")) if part]
     if values and not parts:
         raise typer.BadParameter("a name, not nothing", param_hint=f"'{option}'")
     return parts
+
+
+def _task(task: str, data: str | None, kind: str | None, size: int | None) -> str:
+    """The name of the task that these options ask for."""
+    if size not in (None, tasks.SIZE, *tasks.SIZES):
+        raise typer.BadParameter(f"28, {', '.join(map(str, tasks.SIZES))}", param_hint="'--size'")
+    if kind and not data:
+        raise typer.BadParameter("it is that of --data, which is not given", param_hint="'--kind'")
+    if not data:
+        return tasks.sized(task, size) if task and not tasks.is_own(task) else task
+    if not tasks.is_own(data):
+        raise tasks.DataFileError(f"{data} is no .npz file: save images and labels with numpy.savez, as MedMNIST does")
+    return f"{data}:{kind}" if kind else data
 
 
 def _whole_numbers(values: list[str] | None, option: str) -> list[int]:
@@ -313,7 +345,7 @@ def _bandwidth(text: str | None) -> float | None:
     return float(match[1]) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[match[2]] if match else None
 
 
-def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial], list[str]]:
+def _trials(name: str, changes: dict, data_dir: Path | None, size: int | None = None) -> tuple[list[Trial], list[str]]:
     """The trials of a suite after the options, all names checked, and what a reader has to know about them."""
     import msgspec
 
@@ -323,11 +355,16 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
     suite, notes = suites.read(name), []
 
     def small_tasks() -> list[str]:
-        small = [
-            t.name
+        known = [
+            tasks.task(_task(t.name, None, None, size))
             for t in tasks.tasks().values()
-            if not t.embedded and t.samples["train"] <= suites.SMALL_TRAINING_SPLIT and tasks.find(t, data_dir)
+            if not t.embedded and t.samples["train"] <= suites.SMALL_TRAINING_SPLIT
         ]
+        small = [t.name for t in known if tasks.find(t, data_dir)]
+        if not small and size not in (None, tasks.SIZE):
+            raise tasks.DataError(
+                f"no MedMNIST files of {size} pixels were found: name one with --task, or give --data-dir"
+            )
         if not small:
             notes.append("MedMNIST files were not found, so this run uses the embedded task digits (scikit-learn).")
         return small or ["digits"]
@@ -336,45 +373,40 @@ def _trials(name: str, changes: dict, data_dir: Path | None) -> tuple[list[Trial
         blocks = [msgspec.convert(msgspec.to_builtins(block) | changes, suites.Block) for block in suite.trials]
     except msgspec.ValidationError as error:
         raise suites.SuiteError(f"invalid option: {error}") from error
-    default = [info.name for info in backends().values() if not info.test_only]
     for block in blocks:
-        if block.workload != "inference" and "@all" in (
-            block.backend if isinstance(block.backend, list) else [block.backend]
-        ):
-            raise suites.SuiteError(f"name the backends of the workload {block.workload}: not all do it")
+        named = [block.task] if isinstance(block.task, str) else block.task
+        block.task = [one if one.startswith("@") else _task(one, None, None, size) for one in named]
+    default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
-        info, _ = resolve(trial.backend)
-        if trial.workload not in info.workloads:
-            able = ", ".join(name for name, each in backends().items() if trial.workload in each.workloads)
-            raise suites.SuiteError(f"{info.name} does not do the workload {trial.workload}: choose from {able}")
         if trial.workload == "train":
             _check_features(trial)
         elif trial.steps or trial.rate or trial.features:
             raise suites.SuiteError("--steps, --rate and --features are of --workload train")
         else:
-            _check_model(trial.model, info.lowering, trial.backend)
-        tasks.task(trial.task)
+            _check_preset(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
+    inferences = [trial for trial in trials if trial.workload == "inference"]
+    for model, task in dict.fromkeys((trial.model, trial.task) for trial in inferences):
+        zoo.check(model, tasks.task(task))
     return trials, notes
 
 
 def _check_features(trial: Trial) -> None:
-    """Raises UnknownModel; DataError for a folder that is of no use."""
+    """Raises UnknownModel; DataError for a folder or a task that is of no use."""
     from models import features
 
     if trial.model not in features.KINDS or (trial.model == "files") != bool(trial.features):
         raise zoo.UnknownModel(
             f"unknown model {trial.model!r} of a training: choose pixels, or name a folder with --features"
         )
+    task = tasks.task(trial.task)
     if trial.features:
-        features.from_folder(trial.features, tasks.task(trial.task))
+        features.from_folder(trial.features, task)
 
 
-def _check_model(model: str, lowering: str, backend: str) -> None:
-    """Raises UnknownModel, also for a preset, which is an integer network, where another lowering would run."""
-    if model not in zoo.MODELS:
-        raise zoo.UnknownModel(f"unknown model {model!r}: choose from {', '.join(zoo.MODELS)}")
-    if "@" in model and lowering != "integer":
+def _check_preset(model: str, lowering: str, backend: str) -> None:
+    """Raises UnknownModel for a preset, which is an integer network, where another lowering would run."""
+    if "@" in model and model in zoo.MODELS and lowering != "integer":
         raise zoo.UnknownModel(
             f"{model} is a preset of integer networks, and {backend} runs {lowering} ones: "
             f"choose --model {zoo.base(model)}, or a backend of integer networks (tfhe)"
@@ -428,7 +460,7 @@ def _connect(address: str) -> AbstractContextManager[Cluster]:
 def _run_all(
     trials: list[Trial], folder: Path, store: Store, options: Options, workers: Cluster | None
 ) -> tuple[bool, list[tuple[str, ...]]]:
-    """Whether all trials are ok, and a row of each. The records are on disk alone: a run may have many."""
+    """Whether all trials are ok or not supported, and a row of each. The records are on disk alone: a run may have many."""
     from bench.trials import here
 
     rows, all_ok = [], True
@@ -439,7 +471,7 @@ def _run_all(
                 outcome = f"{record.status}, {record.reason}" if record.reason else record.status
                 report(number, f"{record.trial.label}: {outcome}", finished=True)
                 rows.append(_row(record))
-                all_ok = all_ok and record.status == "ok"
+                all_ok = all_ok and (record.status == "ok" or record.unsupported)
     return all_ok, rows
 
 
@@ -495,7 +527,7 @@ def _row(record: Record) -> tuple[str, ...]:
     return (
         record.trial.label,
         record.status,
-        f"{quality.encrypted.accuracy.value:.1%}" if quality else "",
+        f"{quality.encrypted.accuracy.value:.1%}" if quality and quality.encrypted else "",
         with_unit(metrics.median_interval(server).value, "s") if server else "",
         with_unit(record.sizes["request_bytes"], "bytes") if "request_bytes" in record.sizes else "",
         with_unit(keys, "bytes") if keys else "",
@@ -505,8 +537,11 @@ def _row(record: Record) -> tuple[str, ...]:
 @app.command()
 def explain(
     backend: Annotated[str, typer.Option()] = "ckks",
-    model: Annotated[str, typer.Option()] = "fcnn",
+    model: Annotated[str, typer.Option(help="Name, or ONNX file of a network of your own.")] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     scenario: Annotated[Scenario, typer.Option()] = "single-stream",
     model_privacy: Annotated[Privacy, typer.Option()] = "plain",
     threads: Threads = 0,
@@ -520,7 +555,9 @@ def explain(
     from bench.trials import subject
 
     info, _ = resolve(backend)
-    _check_model(model, info.lowering, backend)
+    _check_preset(model, info.lowering, backend)
+    task = _task(task, data, kind, size)
+    zoo.check(model, tasks.task(task))
     trial = Trial(
         backend=backend,
         model=model,
@@ -542,6 +579,9 @@ def tune(
     backend: Annotated[str, typer.Option()] = "tfhe",
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     budget: Annotated[str, typer.Option(help="Time of this call: 90s, 30m, 2h.")] = "30m",
     threads: Threads = 0,
     data_dir: DataDir = None,
@@ -562,10 +602,10 @@ def tune(
             USAGE,
         )
     try:
-        described, budget_s = tasks.task(task), tuning.seconds(budget)
+        described, budget_s = tasks.task(_task(task, data, kind, size)), tuning.seconds(budget)
     except (tasks.DataError, ValueError) as error:
         _fail(str(error), USAGE)
-    folder = out or Path("reports") / f"tune-{backend}-{model}-{task}"
+    folder = out or Path("reports") / f"tune-{backend}-{model}-{described.name}"
     dataset = tasks.load(described, data_dir)
     try:
         with tuning.writing(folder), _progress(1) as bar:
@@ -697,6 +737,9 @@ def compare(
 def train(
     model: Annotated[str, typer.Option()] = "fcnn",
     task: Annotated[str, typer.Option()] = "digits",
+    data: Data = None,
+    kind: Kind = None,
+    size: Size = None,
     seed: Annotated[int, typer.Option(parser=_whole, metavar="N")] = 0,
     data_dir: DataDir = None,
     out: Annotated[
@@ -705,7 +748,7 @@ def train(
 ) -> None:
     """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them."""
     try:
-        described = tasks.task(task)
+        described = tasks.task(_task(task, data, kind, size))
     except tasks.DataError as error:
         _fail(str(error), USAGE)
     zoo.is_trained(model, described)  # raises UnknownModel
@@ -726,7 +769,7 @@ def train(
         networks = zoo.train(model, described, dataset, seed=seed, progress=training(bar, model, task))
     for lowering, network in networks.items():
         if out:
-            network.save(out / f"{task}.{lowering}")
+            network.save(out / f"{described.name}.{lowering}")
         print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
     try:
         zoo.keep(networks)

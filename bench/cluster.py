@@ -8,6 +8,7 @@ stay on the worker's machine and are checked as ever.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -15,13 +16,14 @@ import tempfile
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed, get_worker
 from distributed.comm import resolve_address
+from distributed.core import rpc
 
 from bench import machine, process, runner, trials
 from bench.files import RunError
@@ -44,6 +46,7 @@ class Cluster:
     def __init__(self, client: Client) -> None:
         """Raises RunError for a worker that takes none, or several."""
         workers = client.scheduler_info(n_workers=-1)["workers"]
+        assert client.scheduler is not None
         if bad := [address for address, about in workers.items() if about["resources"] != TRIAL]:
             raise RunError(
                 f"{len(bad)} of {len(workers)} workers do not take one trial at a time ({bad[0]}); start each with: "
@@ -59,7 +62,7 @@ class Cluster:
 
     def run(
         self, wanted: list[Trial], options: Options, store: Store, folder: Path, report: Report
-    ) -> Iterator[Record]:
+    ) -> Generator[Record, None, None]:
         """As `bench.trials.here`, in any order. Whoever stops before the last record cancels the other trials.
 
         Raises RunError if the scheduler is lost.
@@ -102,12 +105,24 @@ def connect(address: str) -> Iterator[Cluster]:
         if address == LOCAL:
             address = stack.enter_context(_local()).scheduler_address
         try:
-            resolve_address(address)  # Client would leave its threads behind
+            asyncio.run(_answers(address))  # Client would wait for ever for who accepts and is silent
             client = stack.enter_context(Client(address, timeout=PATIENCE_S, set_as_default=False))
             client.wait_for_workers(1, timeout=PATIENCE_S)
-        except (OSError, ValueError) as error:  # no connection, no worker in time, no such address
-            raise RunError(f"no Dask scheduler with a worker answers at {address}: {error}") from error
+        except (
+            Exception
+        ) as error:  # no connection, no worker in time, no such address, another protocol: each has its own
+            why = " ".join(str(error).split()) or f"silence for {PATIENCE_S:.0f} s"
+            raise RunError(f"no Dask scheduler with a worker answers at {address}: {why}") from error
         yield Cluster(client)
+
+
+async def _answers(address: str) -> None:
+    """Raises whatever Dask does if a scheduler does not, within `PATIENCE_S`."""
+    scheduler = rpc(resolve_address(address), timeout=PATIENCE_S)
+    try:
+        await asyncio.wait_for(scheduler.identity(n_workers=0), PATIENCE_S)
+    finally:
+        await scheduler.close_rpc()
 
 
 def _local() -> LocalCluster:

@@ -8,11 +8,13 @@ that ``backend.toml`` names. The environment variable BENCH_CONFORMANCE_BACKENDS
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import pytest
 from backends.registry import backends, resolve
 from bench.process import Party, TrialError
 from bench.session import Place, Session, Work
-from models.network import Flatten, Gemm, Network, Operator, Polynomial, Quantise, Relu, chain
+from models.network import Add, Flatten, Gemm, Mul, Network, Node, Operator, Polynomial, Quantise, Relu, chain
 
 VARIABLE = "BENCH_CONFORMANCE_BACKENDS"
 HIDDEN = 5
@@ -72,6 +74,38 @@ def tiny_network(lowering: str, input_shape: tuple[int, int, int] = (3, 4, 4), o
     return chain("tiny", "conformance", lowering, input_shape, layers)
 
 
+def branching_network(lowering: str, outputs: int = 3) -> Network:
+    """A residual sum, or a gate and a residual sum where values are real: for backends that declare these operators."""
+    tiny = tiny_network(lowering, (1, 4, 4), HIDDEN)
+    trunk, random = tiny.results[0], np.random.default_rng(7)
+    output: Operator = Gemm(random.normal(size=(outputs, HIDDEN)), random.normal(size=outputs))
+    if lowering == "integer":
+        quantise, hidden = (
+            tiny.nodes[-2].operator,
+            tiny.nodes[-2].output,
+        )  # the sum of two quantised values of one scale
+        square = Gemm(random.integers(-1, 2, (HIDDEN, HIDDEN)) * 1.0, np.zeros(HIDDEN), 3, 1.0)
+        output = Gemm(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8)
+        more: tuple[Node, ...] = (
+            Node(square, (hidden,), "branch"),
+            Node(Relu(), ("branch",), "positive"),
+            Node(quantise, ("positive",), "quantised"),
+            Node(Add(), (hidden, "quantised"), "sum"),
+            Node(output, ("sum",), "logits"),
+        )
+        nodes = (*tiny.nodes[:-1], *more)
+    else:
+        gate = Gemm(random.normal(size=(HIDDEN, HIDDEN)) / 4, np.ones(HIDDEN))
+        more = (
+            Node(gate, (trunk,), "gate"),
+            Node(Mul(), (trunk, "gate"), "gated"),
+            Node(Add(), ("gated", trunk), "sum"),
+            Node(output, ("sum",), "logits"),
+        )
+        nodes = (*tiny.nodes, *more)
+    return dataclasses.replace(tiny, nodes=nodes, results=("logits",))
+
+
 def random_images(network: Network, count: int, seed: int = 2) -> np.ndarray:
     """(count, channels, height, width) float32 in [0, 1]."""
     return np.random.default_rng(seed).uniform(0, 1, (count, *network.input_shape)).astype(np.float32)
@@ -105,7 +139,9 @@ class Deployment(Session):
 
     @property
     def network(self) -> Network:
-        return self.work.network
+        network = self.work.network
+        assert network is not None
+        return network
 
     def with_server(self, server: Party) -> Deployment:
         """The same client with another server."""
@@ -153,11 +189,18 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def deployment(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployed(spec: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """An RGB network, one image a request."""
     network = tiny_network(resolve(spec)[0].lowering)
     with deploy(spec, network, tmp_path_factory.mktemp("deployment")) as deployed:
         yield deployed
+
+
+@pytest.fixture
+def deployment(deployed: Deployment) -> Deployment:
+    """A party that died in one test is there for the next one."""
+    deployed.revive()
+    return deployed
 
 
 @pytest.fixture
@@ -201,6 +244,16 @@ def test_one_output(spec: str, tmp_path: Path) -> None:
         deployment.check(random_images(network, 2))
 
 
+def test_branches(spec: str, tmp_path: Path) -> None:
+    """Where the backend declares their operators: a value that is read twice, a sum, a product."""
+    info = resolve(spec)[0]
+    network = branching_network(info.lowering)
+    if why := info.refuses("single-stream", "plain", (node.type for node in network.nodes)):
+        pytest.skip(why)
+    with deploy(spec, network, tmp_path) as deployment:
+        deployment.check(random_images(network, 2))
+
+
 def test_offline(spec: str, tmp_path: Path) -> None:
     """Many outputs; a full request and one of fewer images. A backend without this scenario says so."""
     network = tiny_network(resolve(spec)[0].lowering, (1, 4, 4), outputs=14)
@@ -238,6 +291,7 @@ def test_encrypted_model(spec: str, tmp_path: Path) -> None:
 def test_security(deployment: Deployment) -> None:
     security = deployment.report.security
     if deployment.encrypts:
+        assert security is not None
         assert isinstance(security["bits"], int) and security["bits"] >= 128
         assert isinstance(security["standard"], str) and security["standard"]
     else:
@@ -301,14 +355,14 @@ def flipped(message: bytes) -> Iterator[tuple[int, bytes]]:
 def test_server_refuses_damaged_requests_and_lives(deployment: Deployment) -> None:
     images = random_images(deployment.network, 1)
     for bad in damaged(deployment.request(images)).values():
-        assert_refused(lambda message=bad: deployment.server.call("deserialise", message=message), "server")
+        assert_refused(partial(deployment.server.call, "deserialise", message=bad), "server")
     deployment.check(images)
 
 
 def test_server_refuses_a_flipped_bit_and_lives(encrypting: Deployment) -> None:
     images = random_images(encrypting.network, 1)
     for _, bad in flipped(encrypting.request(images)):
-        assert_refused(lambda message=bad: encrypting.server.call("deserialise", message=message), "server")
+        assert_refused(partial(encrypting.server.call, "deserialise", message=bad), "server")
     encrypting.check(images)
 
 
@@ -325,7 +379,7 @@ def test_server_refuses_damaged_keys_and_lives(encrypting: Deployment) -> None:
     assert_refused(lambda: server.call("load_keys"), "server")
     for name, key in encrypting.keys.items():
         for bad in (*damaged(key).values(), *(bad for _, bad in flipped(key))):
-            assert_refused(lambda keys={name: bad}: server.call("load_keys", **encrypting.keys | keys), "server")
+            assert_refused(partial(server.call, "load_keys", **encrypting.keys | {name: bad}), "server")
     server.call("load_keys", **encrypting.keys)
     encrypting.with_server(server).check(random_images(encrypting.network, 1))
 
@@ -350,5 +404,5 @@ def test_client_refuses_damaged_responses_and_lives(encrypting: Deployment) -> N
     images = random_images(encrypting.network, 1)
     response = encrypting.response(encrypting.request(images))
     for bad in (*damaged(response).values(), *(bad for _, bad in flipped(response))):
-        assert_refused(lambda message=bad: encrypting.client.call("deserialise", message=message), "client")
+        assert_refused(partial(encrypting.client.call, "deserialise", message=bad), "client")
     assert_close(encrypting.lowering, encrypting.logits(response), encrypting.network.forward(images))

@@ -7,12 +7,14 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from functools import partial
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from backends.registry import backends
+from backends.registry import backends, broken
 from bench import machine
 from models import tasks
 
@@ -31,6 +33,8 @@ LIBRARIES = {
     "numpy": "numpy",
     "pandas": "pandas",
 }
+TOGETHER = ("torch", "brevitas", "medmnist")  # each imports those before it, which takes most of its time
+IMPORTED = "\1imported\1"
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,15 @@ def run(data_dir: Path | None) -> bool:
 def findings(data_dir: Path | None) -> Iterator[Finding]:
     yield _interpreter()
     yield from _machine()
-    named = {d: d.replace("-", "_") for info in backends().values() for d in info.distributions}
-    for name, module in (named | LIBRARIES).items():
-        yield _library(name, module)
+    with ThreadPoolExecutor(machine.available_threads()) as pool:
+        named = {d: d.replace("-", "_") for info in backends().values() for d in info.distributions} | LIBRARIES
+        together = pool.submit(_import, [named[name] for name in TOGETHER])
+        alone = {name: pool.submit(_import, [module]) for name, module in named.items() if name not in TOGETHER}
+        for name in named:
+            imported, place = (together, TOGETHER.index(name)) if name in TOGETHER else (alone[name], 0)
+            yield _library(name, partial(_said, imported, place))
+    for plugin in broken():
+        yield Finding("plug-in", None, str(plugin), "tell its author, or uninstall it")
     yield _data(data_dir)
     yield _writable()
 
@@ -88,26 +98,44 @@ def _machine() -> Iterator[Finding]:
     )
 
 
-def _library(name: str, module: str) -> Finding:
+def _said(imported: Future[list[str]], place: int) -> str:
+    return imported.result()[place]
+
+
+def _library(name: str, wrong_with: Callable[[], str]) -> Finding:
+    """wrong_with: waits for its import and says what `_import` does."""
     try:
         installed = distribution(name)
     except PackageNotFoundError:
         return Finding(name, False, "not installed", INSTALL)
     tags = [line.removeprefix("Tag: ") for line in (installed.read_text("WHEEL") or "").splitlines() if "Tag:" in line]
     about = f"{installed.version}, wheel {', '.join(tags) or 'unknown'}{_abi(installed)}"
-    # in a process of its own: an import may crash, print, or latch the number of threads
-    command = [sys.executable, "-c", f"import {module}"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return Finding(name, False, f"{about}: the import takes over {IMPORT_TIMEOUT_S} s", INSTALL)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        return Finding(name, False, f"{about}: cannot be imported: {last}", INSTALL)
+    if wrong := wrong_with():
+        return Finding(name, False, f"{about}: {wrong}", INSTALL)
     return Finding(name, True, about)
 
 
-def _abi(installed) -> str:
+def _import(modules: Sequence[str]) -> list[str]:
+    """What is wrong with each of them, imported one after another in a process of its own; "" if nothing is.
+
+    An import may crash, print, or latch the number of threads. Those after one that fails get another process.
+    """
+    if not modules:
+        return []
+    code = f"for module in {list(modules)}:\n exec('import ' + module)\n print({IMPORTED!r}, flush=True)"
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=IMPORT_TIMEOUT_S)
+        good, last = done.stdout.count(IMPORTED), done.stderr.strip().splitlines()
+        wrong = f"cannot be imported: {last[-1] if last else f'exit code {done.returncode}'}"
+    except subprocess.TimeoutExpired as slow:
+        good, wrong = (slow.stdout or b"").count(IMPORTED.encode()), f"the import takes over {IMPORT_TIMEOUT_S} s"
+    if good == len(modules):
+        return [""] * good
+    return [""] * good + [wrong] + _import(modules[good + 1 :])
+
+
+def _abi(installed: Distribution) -> str:
     """The CPython that compiled extensions are really built for: a tag may say py3-none-any and be wrong."""
     names = {p.name for p in installed.files or () if ".cpython-" in p.name and p.suffix == ".so"}
     abis = sorted({name.split(".cpython-")[1].split("-")[0] for name in names})

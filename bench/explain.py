@@ -47,5 +47,5 @@ def _table(explanation: dict[str, Any]) -> Table:
         table.add_row(layer["layer"], layer["reads"], layer["layout"], str(layer["level"]), operations, *figures)
     totals = [f"{sum(layer[name] for layer in explanation['layers']):.1f}" for name in ("predicted_ms", "measured_ms")]
     table.add_section()
-    table.add_row("infer", "", "", "", "", *totals)
+    table.add_row("total", "", "", "", "", *totals)
     return table

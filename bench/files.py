@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".unfinished-"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -21,9 +22,16 @@ class RunError(Exception):
     """A run that cannot start or go on; the message says what to do."""
 
 
-def printable(text: str) -> str:
-    """Text that every file takes: what is no Unicode (a path of other bytes, half a surrogate pair) is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def printable(value: Any) -> Any:
+    """Plain JSON with control characters and lone surrogates (of a path that is no UTF-8, too) as escapes: they reach
+    neither a terminal nor a record."""
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list) else value
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 from backends import wire
 from backends.registry import BackendInfo
+from bench.files import printable
+from bench.record import Role, Status
 
 ROOT = Path(__file__).parents[1]
 # `python -m MODULE …`, but no folder of the current one is taken for a package of ours that has its name
@@ -31,7 +33,11 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 # kills for memory: of this control group or, outside of one, of the system
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
-STATUS_OF_ERROR = {"InsecureError": "insecure", "MemoryError": "oom", "ModuleNotFoundError": "skipped"}
+STATUS_OF_ERROR: dict[str, Status] = {
+    "InsecureError": "insecure",
+    "MemoryError": "oom",
+    "ModuleNotFoundError": "skipped",
+}
 FOR_PEOPLE = ("InsecureError", "BackendError", "MessageError")  # their messages need no class name before them
 # what C++, Rust, the C library and the dynamic loader say when memory is refused
 MEMORY_REFUSED = re.compile(
@@ -45,7 +51,7 @@ MARK = "BENCH_PARTY"  # in the environment of a party and of what it starts
 class TrialError(Exception):
     """Ends a trial: `status` as in the record, and the reason."""
 
-    def __init__(self, status: str, reason: str) -> None:
+    def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status, self.reason = status, reason
 
@@ -58,7 +64,7 @@ class Party:
     """
 
     def __init__(
-        self, role: str, backend: BackendInfo, threads: int, log: Path, deadline: float, memory_limit_bytes: int = 0
+        self, role: Role, backend: BackendInfo, threads: int, log: Path, deadline: float, memory_limit_bytes: int = 0
     ) -> None:
         self.role, self._deadline, self._log = role, deadline, log
         self._log_start = log.stat().st_size if log.exists() else 0
@@ -164,7 +170,7 @@ class Party:
             raise self._died()
         reply = wire.Message(printable(reply.header), reply.blobs)
         if unprintable := [name for name in reply.blobs if name != printable(name)]:
-            raise TrialError("failed", f"the {self.role} names a message {ascii(unprintable[0])}: use printable characters")
+            raise TrialError("failed", f"the {self.role} names a message {unprintable[0]!a}: use printable characters")
         if "error" in reply.header:
             raise self._failed(reply.header["error"], reply.header["reason"])
         return reply
@@ -190,7 +196,7 @@ class Party:
         printed = self._printed()
         if code >= 0:
             last = (printed.strip().splitlines() or [f"see {self._log}"])[-1]
-            status = "oom" if MEMORY_REFUSED.search(printed) else "failed"
+            status: Status = "oom" if MEMORY_REFUSED.search(printed) else "failed"
             return TrialError(status, f"the {self.role} ended with exit code {code} in {self._operation}: {last}")
         name = {number.value: number.name for number in signal.Signals}.get(-code, "of no name")
         killed = f"{self.role} killed by signal {-code} ({name}) in {self._operation}"
@@ -203,18 +209,6 @@ class Party:
         with self._log.open("rb") as file:
             file.seek(max(self._log_start, self._log.stat().st_size - 4096))
             return printable(file.read().decode(errors="replace"))
-
-
-def printable(value: Any) -> Any:
-    """Of what a party says (plain JSON): control characters and lone surrogates as escapes, so that they reach neither a
-    terminal nor a record."""
-    if isinstance(value, str):
-        if value.isprintable():
-            return value
-        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in value)
-    if isinstance(value, dict):
-        return {printable(key): printable(item) for key, item in value.items()}
-    return [printable(item) for item in value] if isinstance(value, list) else value
 
 
 _alive: set[Party] = set()

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -40,7 +40,8 @@ class NewerRecord(RecordError):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the matrix: what was asked for.
 
-    backend: name, or ``name:variant``. images: how many of the test split (0: all). timeout_s: for the whole trial.
+    backend: name, or ``name:variant``. model, task: a name, or the path of a user's file as it was given (`models.own`,
+    `models.own_data`). images: how many of the test split (0: all). timeout_s: for the whole trial.
     precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
     workload: ``inference`` or ``train`` (`bench.trials.WORKLOADS`). steps, rate, features: of a training: 0 steps and rate 0
@@ -66,7 +67,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def label(self) -> str:
         trains = self.workload != "inference"
-        parts = [self.backend, self.model, self.task, self.workload if trains else self.scenario]
+        names = (PurePath(self.model).stem, PurePath(self.task).stem)  # of a file, its stem
+        parts = [self.backend, *names, self.workload if trains else self.scenario]
         parts += [f"{self.steps} steps"] if self.steps else []
         parts += [f"rate {self.rate:g}"] if self.rate else []
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
@@ -139,6 +141,7 @@ class Record(msgspec.Struct, kw_only=True):
     """One trial: what was asked, what happened, what it cost.
 
     key: names the file; a hash of everything that the result depends on (see `bench.runner`).
+    unsupported: skipped because the backend says that it does not do such work, which is no failure of a run.
     sizes: bytes of what crosses between the parties: ``client_artifact_bytes``, ``server_artifact_bytes``,
     ``<name>_key_bytes`` for each key, ``request_bytes``, ``response_bytes`` (of one request of `batch` images).
     parameters, security, operations, notes: as the owner reported them (`backends.api.Prepared`).
@@ -154,6 +157,7 @@ class Record(msgspec.Struct, kw_only=True):
     trial: Trial
     status: Status
     reason: str = ""
+    unsupported: bool = False
     started_at: str
     duration_s: Amount
     batch: Positive = 1

@@ -62,6 +62,10 @@ class Workload(Protocol):
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]: ...
 
+    @property
+    def operators(self) -> set[str]:
+        """Of the network, which the backend has to support."""
+
     def describe(self) -> dict[str, Any]:
         """The network's entry in the record."""
 
@@ -96,6 +100,10 @@ class Subject:
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:
         return {}
+
+    @property
+    def operators(self) -> set[str]:
+        return {node.type for node in self.lowered.nodes}
 
     def describe(self) -> dict[str, Any]:
         return describe(self.lowered)
@@ -176,7 +184,13 @@ def run(trial: Trial, subject: Workload, run_folder: Path, progress: Progress, m
     )
 
 
-def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[str, Any] | None = None) -> Record:
+def unmeasured(
+    trial: Trial,
+    status: Status,
+    reason: str,
+    about_machine: dict[str, Any] | None = None,
+    unsupported: bool = False,
+) -> Record:
     """The record of a trial that could not start: its data or network is missing, or the machine that ran it was lost.
 
     about_machine: empty if the machine is unknown.
@@ -187,6 +201,7 @@ def unmeasured(trial: Trial, status: Status, reason: str, about_machine: dict[st
         trial=trial,
         status=status,
         reason=reason,
+        unsupported=unsupported,
         started_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         duration_s=0.0,
         machine=machine.machine() if about_machine is None else about_machine,

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,6 +53,7 @@ SERVER_REQUEST = {name: stage for name, stage in REQUEST.items() if stage[0] == 
 
 MINIMUM_SECURITY_BITS = 128
 Phase = Literal["cold", "warm-up", "sample"]
+Own = TypeVar("Own", bound="Session")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Work:
         """Of what the client decrypts for a request of so many inputs: logits of each or, of a training, weights of an
         output (after each of any number of steps)."""
         if self.training is None:
+            assert self.network is not None
             return inputs, self.network.outputs
         return self.training.outputs, self.training.features
 
@@ -167,6 +169,7 @@ class Session:
         self.work, self.ledger, self.report = work, ledger or Ledger(), OwnerReport()
         self._place, self._parties = place, ExitStack()
         self.owner: Party | None = None
+        self._model = b""
         self.artifacts: dict[str, bytes] = {}
         self.keys: dict[str, bytes] = {}
 
@@ -175,7 +178,7 @@ class Session:
         """On `time.monotonic`."""
         return self._place.deadline
 
-    def __enter__(self) -> Session:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(
@@ -229,7 +232,7 @@ class Session:
         """The two artifacts and the report; the owner ends unless it has to encrypt the model later."""
         self.owner = self.start("owner")
         header, blobs = self.work.message()
-        prepared = self.call(self.owner, "prepare", header, **blobs)
+        prepared = self.call(self.owner, "prepare", header, phase="sample", **blobs)
         if self.work.model_privacy == "plain":
             self.owner.close()
         self.artifacts = {side: prepared.blobs[side] for side in ("client", "server")}
@@ -252,13 +255,29 @@ class Session:
         self.ledger.sizes |= {f"{name}_key_bytes": len(blob) for name, blob in self.keys.items()}
         progress("load keys")
         public = self.keys.pop("public", b"")  # for the owner alone
-        self.call(self.server, "load_keys", **self.keys)
+        self.call(self.server, "load_keys", phase="sample", **self.keys)
         if self.work.model_privacy == "encrypted":
             progress("encrypt model")
-            model = self.call(self.owner, "encrypt_model", public=public).blobs["model"]
+            assert self.owner is not None  # `prepare` left it for this
+            self._model = self.call(self.owner, "encrypt_model", public=public).blobs["model"]
             self.owner.close()
-            self.ledger.sizes["encrypted_model_bytes"] = len(model)
-            self.call(self.server, "load_model", model=model)
+            self.ledger.sizes["encrypted_model_bytes"] = len(self._model)
+            self.call(self.server, "load_model", model=self._model)
+
+    def revive(self) -> None:
+        """Starts anew what has died since `open`: the server with the keys and model that it had; the client, with whom its
+        secret key is gone, with new keys, and so both."""
+        if not self.client.alive:
+            self.client.close()
+            self.server.close()
+            self.open()
+        elif not self.server.alive:
+            self.server.close()
+            self.server = self.start("server")
+            self.server.call("load", artifact=self.artifacts["server"])
+            self.server.call("load_keys", **self.keys)
+            if self._model:
+                self.server.call("load_model", model=self._model)
 
     # -- what happens in every request -----------------------------------------------------------------------------
 

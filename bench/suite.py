@@ -8,6 +8,10 @@
     model = "fcnn"
     task = ["breastmnist", "@small"]
     images = 20
+
+    [[trials]]
+    model = "net.onnx"              # files of the user's own, their paths relative to the current folder
+    data = "mine.npz"               # instead of a task
 """
 
 from __future__ import annotations
@@ -16,17 +20,15 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 
+from backends.registry import Privacy, Scenario, Workload
 from bench.record import Count, Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
-Scenario = Literal["single-stream", "offline"]
-Privacy = Literal["plain", "encrypted"]
-Workload = Literal["inference", "train"]
 USUAL_MODEL = {"inference": "fcnn", "train": "pixels"}
 
 
@@ -35,12 +37,16 @@ class SuiteError(ValueError):
 
 
 class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Combinations of trials. ``@all`` stands for every backend, ``@small`` for the small tasks with data here."""
+    """Combinations of trials. ``@all`` stands for every backend, ``@small`` for the small tasks with data here.
+
+    data: files of the user's own (`models.own_data`), instead of `task`.
+    """
 
     backend: str | list[str] = "@all"
     workload: Workload = "inference"
     model: str | list[str] = ""
     task: str | list[str] = "@small"
+    data: str | list[str] = []
     scenario: Scenario | list[Scenario] = "single-stream"
     model_privacy: Privacy | list[Privacy] = "plain"
     threads: Count | list[Count] = 0
@@ -83,7 +89,8 @@ def expand(
     trials: dict[Trial, None] = {}
     for block in blocks:
         backends = [b for name in _list(block.backend) for b in (all_backends if name == "@all" else [name])]
-        tasks = [t for name in _list(block.task) for t in (small_tasks() if name == "@small" else [name])]
+        named = _list(block.data) or _list(block.task)
+        tasks = [t for name in named for t in (small_tasks() if name == "@small" else [name])]
         axes = (
             tasks,
             _list(block.model or ("files" if block.features else USUAL_MODEL[block.workload])),
@@ -126,5 +133,5 @@ def interleave(trials: list[Trial], seed: int) -> list[Trial]:
     return [trial for group in tasks.values() for trial in shuffle.sample(group, len(group))]
 
 
-def _list(value):
+def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]

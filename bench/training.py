@@ -76,6 +76,10 @@ class TrainingSubject:
             "feature_ms_an_image": float(f"{1000 * self.features.seconds:.3g}"),
         }
 
+    @property
+    def operators(self) -> set[str]:
+        return set()
+
     def describe(self) -> dict[str, Any]:
         shape = f"Logistic regression {self.training.features} {self.training.outputs}"
         return {"model": "logistic regression", "layers": [shape], "provenance": self.features.provenance}
@@ -146,7 +150,7 @@ def chosen(found: Features, task: Task, steps: int = 0, rate: float = 0.0) -> Tr
                 options.append((loss, done, tried, degree))
     if not options:
         raise DataError(
-            f"the logits of {steps or 2} steps leave the range of ±{regression.RANGE:g} in which the polynomial is a sigmoid: "
+            f"logits of {steps or 2} steps leave the range of ±{regression.RANGE:g} in which the polynomial is a sigmoid: "
             "choose a lower --rate or fewer --steps"
         )
     _, done, tried, degree = min(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,9 @@ class Options:
     memory_limit_bytes: int = 0
 
 
-def here(trials: list[Trial], options: Options, store: Store, folder: Path, report: Report) -> Iterator[Record]:
+def here(
+    trials: list[Trial], options: Options, store: Store, folder: Path, report: Report
+) -> Generator[Record, None, None]:
     """The record of each trial as soon as it is stored; `folder` receives the logs of the parties."""
     for number, trial in enumerate(trials):
 
@@ -52,10 +54,13 @@ def carry_out(
     Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
     """
     info, _ = resolve(trial.backend)
+    wanted = trial.scenario, trial.model_privacy
+    if why := info.refuses(*wanted, workload=trial.workload):
+        return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
     try:
-        if trial.workload not in info.workloads:
-            return runner.unmeasured(trial, "skipped", f"{info.name} does not do the workload {trial.workload}")
         given = WORKLOADS[trial.workload](trial, options.data_dir, progress)
+        if why := info.refuses(*wanted, operators=given.operators, workload=trial.workload):
+            return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
         if (key := runner.key(trial, given, info)) in finished:
             return key
         stages = lambda stage, share: progress(share, stage)  # noqa: E731

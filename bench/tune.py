@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -50,7 +50,11 @@ PARTIES_S = 30.0  # to start, prepare and make keys
 OPERATIONS_PER_S = 5e9  # of the compiler's complexity
 OWNER_DEATHS = 3  # over one network, after which a search ends
 TRIALS = "trials.sqlite"
-DIRECTIONS = {"accuracy": "maximize", "complexity": "minimize", "uncompressed_key_bytes": "minimize"}
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "complexity": "minimize",
+    "uncompressed_key_bytes": "minimize",
+}
 
 
 def seconds(text: str) -> float:
@@ -64,7 +68,7 @@ def seconds(text: str) -> float:
 def space(trial: optuna.Trial, model: str) -> tuple[presets.Preset, dict[str, Any]]:
     """What a trial tries: how the network is made, and the options of the compiler."""
     activation = trial.suggest_categorical("activation", ["square", "relu", "sign"])
-    accumulator = trial.suggest_categorical("accumulator_bits", [3, 4, 5, 6, 7, None])
+    accumulator: Any = trial.suggest_categorical("accumulator_bits", [3, 4, 5, 6, 7, None])
     bits = Quantisation(
         input_bits=trial.suggest_int("input_bits", 1, 6),
         weight_bits=trial.suggest_int("weight_bits", 2, 8),
@@ -255,7 +259,7 @@ class Search:
     def _measured(self, deadline: float, report: Callable[[str], None]) -> list[dict[str, Any]]:
         """Rows of the frontier, best accuracy first; those that there is time left for with their latency."""
         survivors = sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
-        rows = []
+        rows: list[dict[str, Any]] = []
         for trial in survivors:
             row = {"number": trial.number, **dict(zip(DIRECTIONS, trial.values)), **trial.params}
             row["operations"] = trial.user_attrs["operations"]

@@ -1,4 +1,5 @@
-"""`fcnn`: flatten → linear(28·28·channels → 64) → activation → linear(64 → outputs); the same shapes in each lowering.
+"""`fcnn`: flatten → linear(height·width·channels → 64) → activation → linear(64 → outputs); the same shapes in each
+lowering.
 
 While it is trained, the input is standardised and the hidden layer normalised over the batch. Both are affine and
 are folded into the first linear layer afterwards. Without them the input of a degree-2 activation leaves the range in
@@ -33,9 +34,10 @@ class Quadratic(nn.Module):
 
 
 class Fcnn(nn.Module):
-    """The float (Relu) or polynomial network in training. Maps images (n, channels, 28, 28) in [0, 1] to logits.
+    """The float (Relu) or polynomial network in training. Maps images (n, channels, height, width) in [0, 1] to
+    logits.
 
-    pooling: images are first averaged over squares of so many pixels; it divides 28.
+    pooling: images are first averaged over squares of so many pixels; what is left over at the ends is not read.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class Fcnn(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling = pooling
-        self.hidden = nn.Linear(int(np.prod(input_shape)) // pooling**2, hidden)
+        channels, height, width = input_shape
+        self.hidden = nn.Linear(channels * (height // pooling) * (width // pooling), hidden)
         self.normalise = nn.BatchNorm1d(hidden, affine=False)
         self.activation = Quadratic(hidden) if lowering == "polynomial" else nn.ReLU()
         self.output = nn.Linear(hidden, outputs)
@@ -60,6 +63,7 @@ class Fcnn(nn.Module):
         weight, bias = self.hidden.weight.double(), self.hidden.bias.double()
         bias = bias - weight.sum(1) * (MEAN / STD)
         weight = weight / STD
+        assert self.normalise.running_var is not None and self.normalise.running_mean is not None
         scale = (self.normalise.running_var.double() + self.normalise.eps).rsqrt()
         bias = (bias - self.normalise.running_mean) * scale
         weight = weight * scale[:, None]

@@ -20,6 +20,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from models import NetworkError
 LOWERINGS = ("float", "polynomial", "integer")
 IMAGE = "image"  # the usual name of the one input
 Pair = tuple[int, int]
+FORWARD_VALUES = 40_000_000  # of the images that are computed at once: a limit of memory, for many or large images
 Pads = tuple[int, int, int, int]  # before the first row and column, after the last row and column
 
 
@@ -199,7 +201,8 @@ class Quantise:
 
 
 Affine = Gemm | Conv | AveragePool | GlobalAveragePool | Flatten | Reshape  # of one value, without products of values
-Operator = Affine | Relu | Add | Mul | Pow | Polynomial | Quantise
+Unary = Affine | Relu | Pow | Polynomial | Quantise  # of one value
+Operator = Unary | Add | Mul
 OPERATORS: dict[str, type] = {
     c.__name__: c
     for c in (
@@ -213,6 +216,13 @@ def operands(operator: type) -> int:
     return 2 if operator in (Add, Mul) else 1
 
 
+def unary(operator: Operator) -> Unary:
+    """The operator itself. Raises NetworkError for one that takes two values."""
+    if isinstance(operator, Add | Mul):
+        raise NetworkError(f"{type(operator).__name__} takes two values, where only operators of one have a place")
+    return operator
+
+
 def _padded(x: np.ndarray, pads: Pads) -> np.ndarray:
     top, left, bottom, right = pads
     return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -221,7 +231,7 @@ def _padded(x: np.ndarray, pads: Pads) -> np.ndarray:
 def _windows(x: np.ndarray, kernel: Pair, strides: Pair, dilations: Pair = (1, 1)) -> np.ndarray:
     """(batch, channels, height, width, kernel_h, kernel_w)"""
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
-    every = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
+    every = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))  # type: ignore[call-overload]  # one axis only
     return every[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
 
 
@@ -352,7 +362,10 @@ class Network:
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Logits (batch, outputs) in float64: the clear reference of this lowering."""
-        return self.evaluate({self._image.name: images}, self.results)[self._logits]
+        each = max(1, FORWARD_VALUES // math.prod(self.input_shape))
+        parts = [images[start : start + each] for start in range(0, max(1, len(images)), each)]
+        found = [self.evaluate({self._image.name: part}, self.results)[self._logits] for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def evaluate(self, inputs: Mapping[str, np.ndarray], wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The values of these names (default: all), batch axis first, float64."""

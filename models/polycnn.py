@@ -9,13 +9,14 @@ under CKKS is that of its rotations and products, one for each kernel position a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from models.network import AveragePool, Conv, Flatten, Gemm, Operator, Polynomial, Relu
+from models.network import AveragePool, Conv, Flatten, Gemm, Operator, Pair, Polynomial, Relu
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,15 @@ class PolyCnn(nn.Module):
                 if isinstance(module, nn.Linear):
                     exported.append(Gemm(weight, bias))
                 else:
-                    exported.append(Conv(weight, bias, module.stride, module.padding * 2))
+                    (down, right), (top, left) = cast("tuple[Pair, Pair]", (module.stride, module.padding))
+                    exported.append(Conv(weight, bias, (down, right), (top, left, top, left)))
             elif isinstance(module, Quadratic):
                 exported.append(module.export())
             elif isinstance(module, nn.ReLU):
                 exported.append(Relu())
             elif isinstance(module, nn.AvgPool2d):
-                exported.append(AveragePool((module.kernel_size,) * 2, (module.stride,) * 2))
+                side, step = cast(Pair, (module.kernel_size, module.stride))
+                exported.append(AveragePool((side, side), (step, step)))
             elif isinstance(module, nn.Flatten):
                 exported.append(Flatten())
         return tuple(exported)
@@ -126,6 +129,7 @@ def _folded(affine: nn.Conv2d | nn.Linear, following: nn.Module | None) -> tuple
     weight = affine.weight.double()
     bias = torch.zeros(len(weight), dtype=torch.double) if affine.bias is None else affine.bias.double()
     if isinstance(following, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        assert following.running_var is not None and following.running_mean is not None
         scale = (following.running_var.double() + following.eps).rsqrt()
         weight, bias = weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), (bias - following.running_mean) * scale
     return _array(weight), _array(bias)

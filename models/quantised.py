@@ -38,6 +38,7 @@ from models.network import (
     Quantise,
     Relu,
     chain,
+    unary,
 )
 
 BATCH = 256
@@ -51,6 +52,7 @@ NOISE = (
     0.2  # standard deviation in steps of a rounded accumulator: p_error 0.01 is half a step at 2.6 of them, 1e-4 at 3.9
 )
 CALIBRATION_IMAGES = 10_000
+CALIBRATION_VALUES = 40_000_000  # in their pixels: fewer images, if they are large
 TAIL = 0.002  # share of an activation's values beyond either end of its range, before the fit
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -235,7 +237,7 @@ def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Modul
     """
     layers = fold_pooling(network)
     start = next(i for i, layer in enumerate(layers) if isinstance(layer, Gemm | Conv))
-    before = [layer for layer in layers[:start] if isinstance(layer, AveragePool | Flatten)]
+    before: list[Operator] = [layer for layer in layers[:start] if isinstance(layer, AveragePool | Flatten)]
     if len(before) < start:
         raise NetworkError("only pooling and flattening may come before the first linear or convolutional layer")
     before.insert(
@@ -250,7 +252,8 @@ def module(network: Network, bits: Quantisation, images: np.ndarray) -> nn.Modul
             parts.append(nn.Flatten())
             x = layer(x)
         elif isinstance(layer, Gemm | Conv) and isinstance(following, Relu | Polynomial):
-            layer, activation = _scaled(layer, rest.pop(0), layer(x))
+            del rest[0]
+            layer, activation = _scaled(layer, following, layer(x))
             rounding = None
             if bits.accumulator_bits is not None:
                 high = 2 ** (bits.accumulator_bits - 1) - 1
@@ -295,8 +298,7 @@ def _spread(activation: Polynomial, accumulators: np.ndarray, rest: list[Operato
 
     The ends are quantiles, because the tails of a square are long. Behind a padded convolution zero must stay zero.
     """
-    index = next(i for i, layer in enumerate(rest) if isinstance(layer, Gemm | Conv))
-    following = rest[index]
+    index, following = next((i, layer) for i, layer in enumerate(rest) if isinstance(layer, Gemm | Conv))
     y = np.moveaxis(activation(accumulators), 1, 0).reshape(accumulators.shape[1], -1)
     low, high = np.quantile(y, (TAIL, 1 - TAIL), axis=1)
     if isinstance(following, Conv):
@@ -320,21 +322,22 @@ def fold_pooling(network: Network) -> tuple[Operator, ...]:
     """The layers with average pooling between an activation and a linear layer made part of the linear layer."""
     if not network.is_chain:
         raise NetworkError("only a chain of operators can be fine-tuned behind quantisers")
-    layers, shape = list(network.operators), (1, *network.input_shape)
-    x, index = np.zeros(shape), 0
+    layers = list(map(unary, network.operators))
+    x, index = np.zeros((1, *network.input_shape)), 0
     while index < len(layers):
         layer = layers[index]
-        after = layers[index + 1 : index + 3]
-        if isinstance(layer, AveragePool) and any(isinstance(before, Gemm | Conv) for before in layers[:index]):
-            if [type(following) for following in after] != [Flatten, Gemm]:
+        if not isinstance(layer, AveragePool) or not any(isinstance(before, Gemm | Conv) for before in layers[:index]):
+            x, index = layer(x), index + 1
+            continue
+        match layers[index + 1 : index + 3]:
+            case [Flatten(), Gemm() as linear]:
+                inputs = int(np.prod(x.shape[1:]))
+                basis = layer(np.eye(inputs).reshape(inputs, *x.shape[1:])).reshape(inputs, -1)
+                layers[index : index + 3] = [Flatten(), dataclasses.replace(linear, weight=linear.weight @ basis.T)]
+            case _:
                 raise NetworkError(
                     "average pooling behind an activation must be followed by flattening and a linear layer"
                 )
-            inputs = int(np.prod(x.shape[1:]))
-            basis = layer(np.eye(inputs).reshape(inputs, *x.shape[1:])).reshape(inputs, -1)
-            layers[index : index + 3] = [Flatten(), dataclasses.replace(after[1], weight=after[1].weight @ basis.T)]
-        else:
-            x, index = layer(x), index + 1
     return tuple(layers)
 
 
@@ -358,7 +361,8 @@ def fine_tune(
     """
     torch.manual_seed(seed)
     report = progress or (lambda fraction, text: None)
-    quantised = module(network, bits, pool[0][:CALIBRATION_IMAGES].numpy()).train()
+    shown = min(CALIBRATION_IMAGES, CALIBRATION_VALUES // math.prod(network.input_shape))
+    quantised = module(network, bits, pool[0][:shown].numpy()).train()
     steps, size = max(images // BATCH, 1), min(BATCH, len(pool[0]))
     optimiser = torch.optim.AdamW(quantised.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
@@ -381,11 +385,10 @@ def fine_tune(
 @torch.no_grad()
 def _widen(quantised: nn.Module, images: torch.Tensor) -> None:
     """Makes room for the largest accumulators of all `images`: longer steps, and the tables follow."""
-    affines = [part for part in quantised.parts if isinstance(part, _Affine) and part.rounding is not None]
-    for part in affines:
+    affines = [(part, part.rounding) for part in quantised.parts if isinstance(part, _Affine) and part.rounding]
+    for part, _ in affines:
         part.reach = 0.0
     for views in images.split(4 * BATCH):
         quantised(views)
-    for part in affines:
-        scale = part.rounding.scale * max(part.reach * ROOM, 1.0)
-        part.rounding = dataclasses.replace(part.rounding, scale=scale)
+    for part, rounding in affines:
+        part.rounding = dataclasses.replace(rounding, scale=rounding.scale * max(part.reach * ROOM, 1.0))

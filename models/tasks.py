@@ -1,7 +1,9 @@
-"""The tasks: all 2-D MedMNIST tasks at 28×28, as `medmnist.INFO` describes them, and the embedded `digits`.
+"""The tasks: all 2-D MedMNIST tasks, as `medmnist.INFO` describes them, the embedded `digits`, and a user's own files.
 
-Nothing here knows a MedMNIST task by name. Listing tasks imports neither torch nor NumPy, because `bench list` must
-answer at once; only what works on arrays imports NumPy, where it does so.
+MedMNIST's images are 28×28; the same at other sizes (MedMNIST+) are tasks of their own, named ``breastmnist_64``. A file
+``path/mine.npz`` is a task by its path (`models.own_data`). Nothing here knows a MedMNIST task by name. Listing tasks
+imports neither torch nor NumPy, because `bench list` must answer at once; only what works on arrays imports NumPy, where it
+does so.
 
 MedMNIST: Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
 """
@@ -9,6 +11,7 @@ MedMNIST: Yang et al., "MedMNIST v2", Scientific Data 10, 41 (2023).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -28,13 +31,21 @@ if TYPE_CHECKING:
 DATA_DIR_VARIABLE = "MEDMNIST_DATA_DIR"
 APPLICATION = "fhe-medmnist-bench"
 SPLITS = ("train", "val", "test")
-SIZE = 28  # pixels a side
+SIZE = 28  # pixels a side, where no other size is named
+SIZES = (64, 128, 224)  # of MedMNIST+
+OWN = ".npz"  # how the name of a user's file ends, but for a colon and the kind of its labels
 MULTI_LABEL = "multi-label, binary-class"  # MedMNIST's own string; in every other kind an image has one class
+# How a user names the kinds → MedMNIST's strings.
+KINDS = {kind: kind for kind in ("multi-class", "binary-class", "ordinal-regression")} | {"multi-label": MULTI_LABEL}
 SILENCE_S = 10.0  # a download is given up when the network says nothing for so long
 
 
 class DataError(Exception):
     """A task that is unknown, or data that is missing or damaged; the message says what to do."""
+
+
+class DataFileError(DataError):
+    """A file that a user gave is no data that can be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class Task:
     labels: class (or, multi-label, label) index → meaning.
     samples: split → number of images.
     md5: of the data file, "" for the embedded task.
-    python_class: the class of the `medmnist` package that downloads it; "" for the embedded task.
+    python_class: the class of the `medmnist` package that downloads it; "" for other tasks.
+    size: height and width of the images. file: the name of a user's own task (`task`); "" for others.
     """
 
     name: str
@@ -59,6 +71,8 @@ class Task:
     url: str = ""
     license: str = ""
     python_class: str = ""
+    size: tuple[int, int] = (SIZE, SIZE)
+    file: str = ""
 
     @property
     def outputs(self) -> int:
@@ -67,7 +81,7 @@ class Task:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return (self.channels, SIZE, SIZE)
+        return (self.channels, *self.size)
 
     @property
     def multi_label(self) -> bool:
@@ -76,12 +90,12 @@ class Task:
     @property
     def embedded(self) -> bool:
         """The data comes inside a dependency, so it is there on every machine."""
-        return not self.python_class
+        return not self.python_class and not self.file
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """images: (n, channels, 28, 28) uint8. labels: (n, 1) class indices or, multi-label, (n, labels) of 0 and 1."""
+    """images: (n, channels, height, width) uint8. labels: (n, 1) class indices or, multi-label, (n, labels) of 0 and 1."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -140,11 +154,50 @@ def tasks() -> dict[str, Task]:
 
 
 def task(name: str) -> Task:
-    """Raises DataError, which lists the known tasks."""
+    """The task of a name, or of a user's file: ``mine.npz`` or, where the kind of its labels is given, ``mine.npz:KIND``.
+
+    Raises DataError, which lists the known tasks; DataFileError for a file.
+    """
+    if is_own(name):
+        return _own(name).task
     known = tasks()
-    if name not in known:
-        raise DataError(f"unknown task {name!r}: choose from {', '.join(known)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    base, _, side = name.rpartition("_")
+    if side in map(str, SIZES) and base in known and known[base].python_class:
+        return _resized(known[base], int(side))
+    raise DataError(
+        f"unknown task {name!r}: choose from {', '.join(known)}, MedMNIST's also at {', '.join(map(str, SIZES))} pixels "
+        f"(--size), or name a file of your own (--data)"
+    )
+
+
+def is_own(name: str) -> bool:
+    """Whether a task is named by a user's file."""
+    return name.endswith(OWN) or f"{OWN}:" in name
+
+
+def sized(name: str, size: int | None) -> str:
+    """The name of a task of MedMNIST at another size."""
+    return name if size in (None, SIZE) else f"{name}_{size}"
+
+
+def _resized(task: Task, side: int) -> Task:
+    info = _medmnist_info().INFO[task.name]
+    about = {"md5": info[f"MD5_{side}"], "url": info[f"url_{side}"], "size": (side, side)}
+    return dataclasses.replace(task, name=sized(task.name, side), **about)
+
+
+def _own(name: str) -> Dataset:
+    from models import own_data  # NumPy
+
+    return own_data.read(*_parts(name))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Of the name of a user's file: its path and the kind of its labels, if that is given."""
+    path, _, kind = (name, "", "") if name.endswith(OWN) else name.rpartition(":")
+    return path, kind
 
 
 def _medmnist_info() -> ModuleType:
@@ -181,6 +234,8 @@ def find(task: Task, data_dir: Path | str | None = None) -> Path | None:
     """
     if task.embedded:
         return _digits_file()
+    if task.file:
+        return Path(_parts(task.file)[0])
     return next((path for folder in _folders(data_dir) if (path := folder / f"{task.name}.npz").is_file()), None)
 
 
@@ -211,6 +266,8 @@ def load(task: Task, data_dir: Path | str | None = None, download: bool = True) 
     """
     if task.embedded:
         return _load_digits(task)
+    if task.file:
+        return _own(task.file)
     path = find(task, data_dir)
     if path is None:
         if not download:
@@ -251,9 +308,10 @@ def _read(task: Task, path: Path) -> Dataset:
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Dataset(task, *(split(name) for name in SPLITS), md5=task.md5)
+            train, val, test = map(split, SPLITS)
+            return Dataset(task, train, val, test, task.md5)
     except (KeyError, ValueError, IndexError) as error:
-        raise DataError(f"{path} is not the 28×28 file of {task.name}: {error}; download it from {task.url}") from error
+        raise DataError(f"{path} is not the file of {task.name}: {error}; download it from {task.url}") from error
 
 
 def _md5(path: Path) -> str:
@@ -289,7 +347,7 @@ def _download(task: Task) -> Path:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # it prints; stdout may be someone's JSON
         stack.enter_context(_socket_timeout(SILENCE_S))
         try:
-            getattr(medmnist, task.python_class)(split="test", root=folder, download=True, size=SIZE)
+            getattr(medmnist, task.python_class)(split="test", root=folder, download=True, size=task.size[0])
         except Exception as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # medmnist has a bare `except:`
                 raise KeyboardInterrupt from error
@@ -338,6 +396,6 @@ def _load_digits(task: Task) -> Dataset:
 
     rest, test = divide(np.arange(len(labels)), task.samples["test"])
     train, val = divide(rest, task.samples["val"])
-    splits = (Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test))
+    one, two, three = (Split(images[part], labels[part, None].astype(np.int64)) for part in (train, val, test))
     path = _digits_file()
-    return Dataset(task, *splits, md5=_md5(path) if path else "")
+    return Dataset(task, one, two, three, _md5(path) if path else "")

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 WIDTH = 16
+SIDE = 28
 
 
 class Teacher(nn.Module):
-    """Five 3×3/5×5 convolutions with batch normalisation; images (n, channels, 28, 28) in [0, 1] → logits."""
+    """Five 3×3/5×5 convolutions with batch normalisation; images (n, channels, height, width) in [0, 1] → logits.
+
+    It looks at images of about `SIDE` pixels a side: larger ones are averaged over squares first. They need 4 pixels a side.
+    """
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
@@ -36,4 +41,6 @@ class Teacher(nn.Module):
         self.output = nn.Sequential(nn.Dropout(0.3), nn.Linear(4 * WIDTH, outputs))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if (square := round(min(images.shape[2:]) / SIDE)) > 1:
+            images = functional.avg_pool2d(images, square)
         return self.output(self.features((images - 0.5) / 0.25))

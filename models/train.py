@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -67,6 +68,7 @@ RESTARTS = 3
 BATCH = 128
 TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the training split is not larger
 POOL_IMAGES = 60_000
+POOL_BYTES = 2**30  # of views, where images are so large that there would be more
 QUANTISED_IMAGES = 100_000
 VALIDATION_IMAGES = 2_000
 RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
@@ -77,7 +79,7 @@ ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: (n, channels, 28, 28) uint8. targets: (n, outputs) probabilities."""
+    """images: (n, channels, height, width) uint8. targets: (n, outputs) probabilities."""
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -149,7 +151,7 @@ class Recipe:
                 decay=0.05,
                 use=index,
                 augmented=True,
-                progress=lambda f, text, i=index: progress((i + f) / TEACHERS, text),
+                progress=_part(progress, index, TEACHERS),
             )
             for index in range(TEACHERS)
         ]
@@ -158,7 +160,7 @@ class Recipe:
         """The split itself and as many augmented copies as `images` allows, softly labelled if there are teachers."""
         generator = self.generator(100 + len(teachers))
         original, labels = torch.from_numpy(split.images), _one_hot(self.task, split.labels)
-        copies = [original]
+        copies, images = [original], min(images, POOL_BYTES // math.prod(split.images.shape[1:]))
         for _ in range(int(images * self.budget) // len(split) - 1):
             views = [augment(part / 255, generator) for part in original.split(BATCH)]
             copies.append((torch.cat(views) * 255).round().to(torch.uint8))
@@ -226,9 +228,10 @@ class Recipe:
 
     def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
         """Of RESTARTS networks, the one with the lowest loss on the validation images."""
-        loss, best = _loss(self.task), (np.inf, None)
+        loss = _loss(self.task)
+        best: tuple[float, Network | None] = (math.inf, None)
         for index in range(RESTARTS):
-            network = make(index, lambda f, text, i=index: progress((i + f) / RESTARTS, text))
+            network = make(index, _part(progress, index, RESTARTS))
             logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
             score = loss(logits, validation.targets.double()).item()
             if score < best[0]:
@@ -324,6 +327,11 @@ def evaluate(network: Network, split: Split, kind: str) -> dict[str, float]:
     given = scores(kind, logits)
     areas = [roc_auc_score(t, s) for t, s in zip(truth.T, given.T, strict=True) if 0 < t.sum() < len(t)]
     return {"accuracy": float(np.mean(correct)), "auc": float(np.mean(areas)), "images": len(split)}
+
+
+def _part(progress: Progress, index: int, count: int) -> Progress:
+    """Of one of several jobs of about the same length."""
+    return lambda fraction, text: progress((index + fraction) / count, text)
 
 
 def _logits(modules: Sequence[nn.Module], images: torch.Tensor) -> torch.Tensor:

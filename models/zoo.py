@@ -1,4 +1,4 @@
-"""The models that exist, and trained networks for them: shipped, cached or trained on first use."""
+"""The models that exist, and trained networks for them: shipped, cached or trained on first use; or a user's own file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models import tasks
+from models import own, tasks
 from models.tasks import Dataset, Task
 
 if TYPE_CHECKING:
@@ -48,13 +48,16 @@ def network(
     data_dir: Path | str | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Network:
-    """The trained network of a model for a task: shipped, else cached, else trained now (all lowerings) and cached.
+    """The trained network of a model for a task: shipped, else cached, else trained now (all lowerings) and cached. That of
+    a user's file: as `models.own` lowers it.
 
     Where the cache takes no files (`unwritable`), networks that are trained now serve as long as this process lives.
 
     dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
     Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
     """
+    if is_own(model):
+        return own.network(model, task, lowering, dataset or tasks.load(task, data_dir))
     from models.network import Network
 
     stem = _find(model, task, lowering)
@@ -105,6 +108,19 @@ def unwritable() -> str:
         return f"{folder}: {error.strerror}"
 
 
+def is_own(model: str) -> bool:
+    """Whether a model is named by a user's file."""
+    return model not in MODELS and own.is_file(model)
+
+
+def check(model: str, task: Task) -> None:
+    """Raises UnknownModel, or NetworkFileError for a user's file that does not fit the task."""
+    if is_own(model):
+        own.fitted(model, task)
+    else:
+        _check(model)
+
+
 def base(model: str) -> str:
     """The model without its preset."""
     return model.partition("@")[0]
@@ -112,7 +128,7 @@ def base(model: str) -> str:
 
 def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
     """Whether `network` would return at once, for each of the lowerings. Reads no file and imports nothing slow."""
-    return all(_find(model, task, lowering) is not None for lowering in lowerings)
+    return is_own(model) or all(_find(model, task, lowering) is not None for lowering in lowerings)
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:
@@ -123,7 +139,9 @@ def _find(model: str, task: Task, lowering: str) -> Path | None:
 
 def _check(model: str) -> None:
     if model not in MODELS:
-        raise UnknownModel(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
+        if is_own(model):
+            raise UnknownModel(f"{model} is a network of your own: python -m bench train --from {model} fine-tunes it")
+        raise UnknownModel(f"unknown model {model!r}: choose from {', '.join(MODELS)}, or name an ONNX file of your own")
 
 
 def _cache() -> Path:

@@ -89,6 +89,7 @@ class NaiveOwner:
 class _Party:
     """What client and server have in common: what their messages are for, and whose keys they use."""
 
+    _purpose: bytes
     _identity: bytes
     _context: ts.Context
 
@@ -99,7 +100,7 @@ class _Party:
         """size: entries of the vector."""
         frame = frames.unpack(kind, message, purpose=self._purpose, keys=self._identity, batch=1)
         (part,) = frames.exactly(1, frame.parts, "vector")
-        with refusing("TenSEAL", "read this vector"):
+        with refusing("TenSEAL", "read this vector", part):
             vector = ts.ckks_vector_from(self._context, bytes(part))
             found = vector.size()
         if found != size:
@@ -144,7 +145,7 @@ class NaiveServer(_Party):
     def load_keys(self, keys: dict[str, bytes]) -> None:
         frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
         (context,) = frames.exactly(1, frame.parts, "set of evaluation keys")
-        with refusing("TenSEAL", "read these keys"):
+        with refusing("TenSEAL", "read these keys", context):
             self._context = ts.context_from(bytes(context))
         self._identity = frame.keys
 

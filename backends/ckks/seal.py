@@ -6,8 +6,11 @@ symmetric and seeded: their second polynomial travels as a seed (SEAL manual, "S
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import struct
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from backends import frames
-from backends.api import MessageError, refusing
+from backends.api import BackendError, MessageError, refusing
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
 LARGEST_RING_DIMENSION = 32768  # SEAL's own limit
@@ -67,11 +70,12 @@ def _save(value: Any) -> bytes:
 
 def _load(make: Callable[[], Any], context: Any, data: bytes | memoryview) -> Any:
     """SEAL itself checks that the value is one of the context, and each residue. Raises MessageError."""
+    if len(data) < 16 or int.from_bytes(data[8:16], "little") != len(data):  # SEAL would allocate what its header says
+        raise MessageError("damaged or truncated: not as long as SEAL's header says")
     value = make()
-    with _scratch() as path:
+    with _scratch() as path, refusing("SEAL", "read this message", data):
         Path(path).write_bytes(data)
-        with refusing("SEAL", "read this message"):
-            value.load(context, path)
+        value.load(context, path)
     return value
 
 
@@ -95,6 +99,24 @@ def _load_ciphertext(context: Any, levels: list[Any], data: bytes | memoryview, 
     if not (math.isfinite(cipher.scale) and cipher.scale > 0):
         raise MessageError(f"a ciphertext of scale {cipher.scale:g}, which none has here")
     return cipher
+
+
+def _words(cipher: Cipher) -> np.ndarray:
+    """The residues of a ciphertext where they are, (polynomials, primes, N) uint64, for as long as it lives.
+
+    The bindings hand out one residue a call, or a compressed file. Their object holds the address of SEAL's own, which is,
+    in 64-bit words: parms_id (4), NTT form, polynomials, N, primes, scale, correction factor, memory pool (2), capacity,
+    number and address of the residues. What can be asked for is compared first. Raises BackendError.
+    """
+    instance = ctypes.c_uint64.from_address(id(cipher) + object.__basicsize__).value
+    words = list((ctypes.c_uint64 * 15).from_address(instance))
+    polynomials, n, primes = cipher.size(), cipher.poly_modulus_degree(), cipher.coeff_modulus_size()
+    count = polynomials * n * primes
+    scale = int.from_bytes(struct.pack("=d", cipher.scale), sys.byteorder)
+    expected = [*cipher.parms_id(), int(cipher.is_ntt_form()), polynomials, n, primes, scale]
+    if [*words[:4], words[4] & 0xFF, *words[5:9]] != expected or words[13] != count or words[12] < count:
+        raise BackendError("this TenSEAL holds ciphertexts in another way: install the one of requirements.lock")
+    return np.ctypeslib.as_array((ctypes.c_uint64 * count).from_address(words[14])).reshape(polynomials, primes, n)
 
 
 class SealClient:
@@ -128,7 +150,7 @@ class SealClient:
     def serialise(self, fresh: Any) -> bytes:
         return _save(fresh)
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return _load_ciphertext(self._context, self._levels, data, level)
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
@@ -139,7 +161,7 @@ class SealClient:
 
 
 class SealOwner:
-    def __init__(self, parameters: Parameters, public_key: bytes) -> None:
+    def __init__(self, parameters: Parameters, public_key: bytes | memoryview) -> None:
         self._context = _context(parameters)
         self._encoder = seal.CKKSEncoder(self._context)
         self._encryptor = seal.Encryptor(self._context, _load(seal.PublicKey, self._context, public_key))
@@ -162,17 +184,40 @@ class SealEvaluator:
         self._evaluator = seal.Evaluator(self._context)
         self._levels = _levels(self._context, parameters.levels)
         self._scratch_plain = seal.Plaintext()
+        self._forms: dict[tuple[int, int], Cipher] = {}
 
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         relin, galois = frames.exactly(2, parts, "parts of the evaluation keys")
         self._relin = _load(seal.RelinKeys, self._context, relin) if relin else None
         self._galois = _load(seal.GaloisKeys, self._context, galois) if galois else None
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return _load_ciphertext(self._context, self._levels, data, level)
 
     def serialise(self, cipher: Cipher) -> bytes:
         return _save(cipher)
+
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
+        return self.residues(self.deserialise(data, level))
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        return _words(cipher).copy()
+
+    def of_residues(self, residues: np.ndarray, scale: float) -> Cipher:
+        polynomials, primes, _ = residues.shape
+        cipher = self._new(self._evaluator.negate, self._form(polynomials, len(self._levels) - primes))
+        _words(cipher)[:] = residues
+        cipher.scale = scale
+        return cipher
+
+    def _form(self, polynomials: int, level: int) -> Cipher:
+        """A ciphertext of this shape, under a key that is thrown away at once."""
+        if (polynomials, level) not in self._forms:
+            cipher, secret = seal.Ciphertext(), seal.KeyGenerator(self._context).secret_key()
+            seal.Encryptor(self._context, secret).encrypt_zero_symmetric(self._levels[level], cipher)
+            cipher.scale = 1.0
+            self._forms[polynomials, level] = cipher if polynomials == 2 else self.square(cipher)
+        return self._forms[polynomials, level]
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
         plain = seal.Plaintext()
@@ -276,7 +321,6 @@ class Seal:
     name = "ckks"
     first_is_largest = False
     switching_bias = 0.0
-    parallel = False
 
     def admissible(self, parameters: Parameters) -> bool:
         bits = max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits)
@@ -294,7 +338,7 @@ class Seal:
     def client(self, parameters: Parameters) -> SealClient:
         return SealClient(parameters)
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> SealOwner:
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> SealOwner:
         return SealOwner(parameters, public_key)
 
     def evaluator(self, parameters: Parameters) -> SealEvaluator:

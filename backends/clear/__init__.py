@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from backends.api import Job, MessageError, Prepared
 from backends.clear import training
-from backends.variants import TRAIN, VariantOwner, VariantParty
 from backends.wire import WireError, array_from_bytes, array_to_bytes
 from models.network import Network
 
 
-class InferenceOwner:
+class Owner:
     def prepare(self, job: Job) -> Prepared:
+        if job.training is not None:
+            return training.prepare(job)
         batch = 256 if job.scenario == "offline" else 1
         return Prepared(client=b"", server=job.network.to_bytes(), batch=batch, notes={"layout": ["no encryption"]})
 
 
-class InferenceClient:
+class Client:
     def load(self, artifact: bytes) -> None:
         pass
 
@@ -39,21 +38,22 @@ class InferenceClient:
         return ciphertexts
 
 
-class InferenceServer:
+class Server:
     def load(self, artifact: bytes) -> None:
-        self._network = Network.from_bytes(artifact)
+        self._descent = training.Descent.of(artifact)
+        self._network = None if self._descent else Network.from_bytes(artifact)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         pass
 
     def deserialise(self, request: bytes) -> np.ndarray:
         images = _array(request)
-        if images.shape[1:] != self._network.input_shape:
+        if self._network and images.shape[1:] != self._network.input_shape:
             raise MessageError(f"a request holds images {self._network.input_shape}, not {images.shape[1:]}")
         return images
 
     def infer(self, ciphertexts: np.ndarray) -> np.ndarray:
-        return self._network.forward(ciphertexts)
+        return self._descent.weights(ciphertexts) if self._descent else self._network.forward(ciphertexts)
 
     def serialise(self, ciphertexts: np.ndarray) -> bytes:
         return array_to_bytes(ciphertexts)
@@ -64,15 +64,3 @@ def _array(message: bytes) -> np.ndarray:
         return array_from_bytes(message)
     except WireError as error:
         raise MessageError(f"damaged or truncated message: {error}") from error
-
-
-INFERENCE = (InferenceOwner, InferenceClient, InferenceServer)
-VARIANTS = {
-    "": INFERENCE,
-    "polynomial": INFERENCE,
-    TRAIN: (partial(training.Owner, polynomial=False), training.Client, training.Server),
-    TRAIN + "polynomial": (partial(training.Owner, polynomial=True), training.Client, training.Server),
-}
-Owner = partial(VariantOwner, VARIANTS)
-Client = partial(VariantParty, VARIANTS, 1)
-Server = partial(VariantParty, VARIANTS, 2)

@@ -7,55 +7,34 @@ import json
 
 import numpy as np
 
-from backends.api import Job, MessageError, Prepared, Training, checked_examples
-from backends.wire import WireError, array_from_bytes, array_to_bytes
+from backends.api import Job, Prepared, Training, checked_examples
 from models import regression
 
-
-class Owner:
-    """polynomial: descend with the sigmoid's polynomial that encrypted training has, not with the sigmoid itself."""
-
-    def __init__(self, polynomial: bool) -> None:
-        self._polynomial = polynomial
-
-    def prepare(self, job: Job) -> Prepared:
-        artifact = json.dumps([dataclasses.asdict(job.training), self._polynomial]).encode()
-        return Prepared(client=artifact, server=artifact, batch=job.training.rows, notes={"layout": ["no encryption"]})
+_MARK = b"training "  # no network begins so
 
 
-class _Party:
-    def load(self, artifact: bytes) -> None:
-        values, self._polynomial = json.loads(bytes(artifact))
+def prepare(job: Job) -> Prepared:
+    """The variant ``polynomial`` descends with the sigmoid's polynomial that encrypted training has, not the sigmoid."""
+    assert job.training is not None
+    values = dataclasses.asdict(job.training), job.variant == "polynomial"
+    server = _MARK + json.dumps(values).encode()
+    return Prepared(client=b"", server=server, batch=job.training.rows, notes={"layout": ["no encryption"]})
+
+
+class Descent:
+    """What a server's artifact says that is made by `prepare`."""
+
+    @staticmethod
+    def of(artifact: bytes) -> Descent | None:
+        """None for the artifact of a network."""
+        return Descent(bytes(artifact)) if bytes(artifact[: len(_MARK)]) == _MARK else None
+
+    def __init__(self, artifact: bytes) -> None:
+        values, polynomial = json.loads(artifact[len(_MARK) :])
         self._training = Training(**values)
+        self._slope = regression.polynomial(self._training.degree) if polynomial else regression.exact
 
-    def serialise(self, values: np.ndarray) -> bytes:
-        return array_to_bytes(values)
-
-    def deserialise(self, message: bytes) -> np.ndarray:
-        try:
-            return array_from_bytes(message)
-        except WireError as error:
-            raise MessageError(f"damaged or truncated message: {error}") from error
-
-
-class Client(_Party):
-    def keygen(self, seed: int) -> dict[str, bytes]:
-        return {}
-
-    def encrypt(self, examples: np.ndarray) -> np.ndarray:
-        checked_examples(examples, self._training)
-        return examples
-
-    def decrypt(self, weights: np.ndarray) -> np.ndarray:
-        return weights
-
-
-class Server(_Party):
-    def load_keys(self, keys: dict[str, bytes]) -> None:
-        pass
-
-    def infer(self, examples: np.ndarray) -> np.ndarray:
-        training = self._training
-        slope = regression.polynomial(training.degree) if self._polynomial else regression.exact
-        features, targets = checked_examples(examples, training)
-        return regression.descent(features, targets, training.steps, training.rate, slope)
+    def weights(self, examples: np.ndarray) -> np.ndarray:
+        """(steps, outputs, features)."""
+        features, targets = checked_examples(examples, self._training)
+        return regression.descent(features, targets, self._training.steps, self._training.rate, self._slope)

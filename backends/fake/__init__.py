@@ -13,7 +13,7 @@ import numpy as np
 from backends import clear
 from backends.api import InsecureError, Job, Prepared
 
-Client = clear.InferenceClient
+Client = clear.Client
 
 
 class Owner:
@@ -31,11 +31,11 @@ class Owner:
             raise InsecureError(
                 "ring dimension 1024 with log2(QP) = 200 is below 128 bits; use a larger ring dimension"
             )
-        prepared = clear.InferenceOwner().prepare(job)
+        prepared = clear.Owner().prepare(job)
         return dataclasses.replace(prepared, server=job.variant.encode().ljust(16) + prepared.server)
 
 
-class Server(clear.InferenceServer):
+class Server(clear.Server):
     def load(self, artifact: bytes) -> None:
         self._variant = artifact[:16].decode().strip()
         super().load(artifact[16:])

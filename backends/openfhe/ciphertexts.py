@@ -40,21 +40,51 @@ class Ciphertexts:
         self._context, self._moduli = context, moduli(context)
         self._residues = _WORD.size * context.GetRingDimension()  # bytes for each prime
         self._key = context.KeyGen().publicKey  # its secret is thrown away at once
-        self._forms: dict[int, _Form] = {}
+        self._forms: dict[tuple[int, int], _Form] = {}
         self.tag = ""
 
     def serialise(self, cipher: Cipher) -> bytes:
         data = openfhe.Serialize(cipher, openfhe.BINARY)
         header = _HEADER.pack(cipher.GetLevel(), cipher.GetNoiseScaleDeg(), cipher.GetScalingFactor())
         view = memoryview(data)
-        return b"".join((header, *(view[place] for place in self._places(data, cipher))))
+        return b"".join((header, *(view[place] for place in self._places(data, cipher, POLYNOMIALS))))
 
     def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
-        """level: that it must have; None: any. Raises MessageError.
+        """level: that it must have; None: any. Raises MessageError."""
+        found, degree, scale, rest = self._parsed(data, level)
+        size = self._residues
+        cipher = self._made(found, POLYNOMIALS, (rest[start : start + size] for start in range(0, len(rest), size)))
+        cipher.SetNoiseScaleDeg(degree)
+        cipher.SetScalingFactor(scale)
+        return cipher
 
-        A ciphertext that OpenFHE read is ten times slower to copy, and so to add, than one that it made: the polynomials
-        move into a ciphertext made here.
-        """
+    # residues without the library: (polynomials, primes, N) uint64, each modulo its own prime, in evaluation form
+
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
+        """The residues of a ciphertext as `serialise` wrote it, a view. Raises MessageError as `deserialise` does, and for
+        residues that are none."""
+        _, _, _, rest = self._parsed(data, level)
+        moduli = self._moduli[: len(self._moduli) - level]
+        residues = np.frombuffer(rest, "<u8").reshape(POLYNOMIALS, len(moduli), -1)
+        if (residues.max(axis=(0, 2)) >= np.array(moduli, np.uint64)).any():
+            raise MessageError("a ciphertext with residues that are not below their prime")
+        return residues
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        data = openfhe.Serialize(cipher, openfhe.BINARY)
+        primes = len(self._moduli) - cipher.GetLevel()
+        polynomials = len(data) // (primes * self._residues)  # what is around them is much shorter
+        found = [np.frombuffer(data[place], "<u8") for place in self._places(data, cipher, polynomials)]
+        return np.array(found).reshape(polynomials, primes, -1)
+
+    def of_residues(self, residues: np.ndarray) -> Cipher:
+        """The inverse of `residues`."""
+        polynomials, primes, n = residues.shape
+        towers = np.ascontiguousarray(residues, "<u8").reshape(-1, n)
+        return self._made(len(self._moduli) - primes, polynomials, (memoryview(tower).cast("B") for tower in towers))
+
+    def _parsed(self, data: bytes | memoryview, level: int | None) -> tuple[int, int, float, memoryview]:
+        """(level, degree and scale, residues) of what `serialise` wrote."""
         if len(data) < _HEADER.size:
             raise MessageError("truncated ciphertext")
         found, degree, scale = _HEADER.unpack_from(data)
@@ -62,37 +92,42 @@ class Ciphertexts:
             raise MessageError(f"a ciphertext of level {found}, which no ciphertext has here")
         if not (1 <= degree <= 2 and scale > 0):  # infinite where a plan tracks scales and OpenFHE's own are idle
             raise MessageError(f"a ciphertext of scale {scale:g} and degree {degree}, which no ciphertext has here")
-        rest, size = memoryview(data)[_HEADER.size :], self._residues
-        if len(rest) != POLYNOMIALS * (len(self._moduli) - found) * size:
+        rest = memoryview(data)[_HEADER.size :]
+        if len(rest) != POLYNOMIALS * (len(self._moduli) - found) * self._residues:
             raise MessageError(f"a ciphertext of {len(data)} bytes, which none of level {found} has here")
-        form = self._form(found)
-        residues = (rest[start : start + size] for start in range(0, len(rest), size))
+        return found, degree, scale, rest
+
+    def _made(self, level: int, polynomials: int, residues: Iterator[memoryview]) -> Cipher:
+        """A ciphertext that OpenFHE read is ten times slower to copy, and so to add, than one that it made: the polynomials
+        move into a ciphertext made here."""
+        form = self._form(level, polynomials)
         pieces = itertools.chain.from_iterable(itertools.zip_longest(form.around, residues, fillvalue=b""))
         with refusing("OpenFHE", "read this ciphertext"):
             read = openfhe.DeserializeCiphertextString(b"".join(pieces), openfhe.BINARY)
         cipher = form.cipher.Clone()
         cipher.SetElements(read.GetElements())
         cipher.SetKeyTag(self.tag)
-        cipher.SetNoiseScaleDeg(degree)
-        cipher.SetScalingFactor(scale)
         return cipher
 
-    def _form(self, level: int) -> _Form:
-        if level not in self._forms:
+    def _form(self, level: int, polynomials: int) -> _Form:
+        if (level, polynomials) not in self._forms:
             plain = self._context.MakeCKKSPackedPlaintext(np.zeros(1), 1, level)
             cipher = self._context.Encrypt(self._key, plain)
+            if polynomials > POLYNOMIALS:
+                cipher = self._context.EvalMultNoRelin(cipher, cipher)
+                cipher.SetNoiseScaleDeg(1)
             data = openfhe.Serialize(cipher, openfhe.BINARY)
-            places = list(self._places(data, cipher))
+            places = list(self._places(data, cipher, polynomials))
             ends = [slice(0, 0), *places, slice(len(data), None)]
             around = [data[before.stop : after.start] for before, after in itertools.pairwise(ends)]
-            self._forms[level] = _Form(cipher, around)
-        return self._forms[level]
+            self._forms[level, polynomials] = _Form(cipher, around)
+        return self._forms[level, polynomials]
 
-    def _places(self, data: bytes, cipher: Cipher) -> Iterator[slice]:
+    def _places(self, data: bytes, cipher: Cipher, polynomials: int) -> Iterator[slice]:
         """Where the residues are in OpenFHE's form: behind their number and before their prime."""
         tag, size = cipher.GetKeyTag().encode(), self._residues
         number, end = _WORD.pack(size // _WORD.size), data.find(tag) + len(tag)
-        for modulus in self._moduli[: len(self._moduli) - cipher.GetLevel()] * POLYNOMIALS:
+        for modulus in self._moduli[: len(self._moduli) - cipher.GetLevel()] * polynomials:
             start = data.find(number, end) + _WORD.size
             while start >= _WORD.size and not data.startswith(_WORD.pack(modulus), start + size):
                 start = data.find(number, start) + _WORD.size

@@ -91,7 +91,7 @@ class OpenfheClient:
     def serialise(self, fresh: Cipher) -> bytes:
         return self._ciphertexts.serialise(fresh)
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return self._ciphertexts.deserialise(data, level)
 
     def decrypt(self, cipher: Cipher, scale: float) -> np.ndarray:
@@ -102,11 +102,11 @@ class OpenfheClient:
 
 
 class OpenfheOwner:
-    def __init__(self, parameters: Parameters, public_key: bytes) -> None:
+    def __init__(self, parameters: Parameters, public_key: bytes | memoryview) -> None:
         self._context = _context(parameters)
         self._unit, self._moduli = 2.0 ** -_scaling_bits(parameters), moduli(self._context)
         self._ciphertexts = Ciphertexts(self._context)
-        with refusing("OpenFHE", "read this public key"):
+        with refusing("OpenFHE", "read this public key", public_key):
             self._public = openfhe.DeserializePublicKeyString(bytes(public_key), openfhe.BINARY)
 
     def encrypt_weight(self, vector: np.ndarray, scale: float, level: int) -> Cipher:
@@ -138,9 +138,9 @@ class OpenfheEvaluator:
         self._unit = 2.0 ** -_scaling_bits(parameters)
         self._ciphertexts = Ciphertexts(self._context)
 
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         tag, relin, rotations, conjugation = map(bytes, frames.exactly(4, parts, "parts of the evaluation keys"))
-        with refusing("OpenFHE", "read these keys"):
+        with refusing("OpenFHE", "read these keys", rotations or relin or conjugation):
             self._ciphertexts.tag = name = tag.decode()
             # OpenFHE keeps keys in tables of the process, and refuses those that a client in it has put there already
             if relin and name not in self._context.GetAllEvalMultKeys():
@@ -150,11 +150,20 @@ class OpenfheEvaluator:
             if conjugation:
                 self._conjugation = openfhe.DeserializeEvalKeyMapString(conjugation, openfhe.BINARY)
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         return self._ciphertexts.deserialise(data, level)
 
     def serialise(self, cipher: Cipher) -> bytes:
         return self._ciphertexts.serialise(cipher)
+
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
+        return self._ciphertexts.read(data, level)
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        return self._ciphertexts.residues(cipher)
+
+    def of_residues(self, residues: np.ndarray, scale: float) -> Cipher:
+        return self._ciphertexts.of_residues(residues)
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Plain:
         return _encode(self._context, np.asarray(vector), scale, self._unit, level)
@@ -225,7 +234,7 @@ class OpenfheEvaluator:
         if len(moved) == 1:
             total = context.EvalRotate(*moved[0])
         elif moved:
-            extended, digits_of = None, {}
+            extended, digits_of = None, dict[int, Any]()
             for cipher, step in moved:
                 digits = digits_of.get(id(cipher)) or digits_of.setdefault(
                     id(cipher), context.EvalFastRotationPrecompute(cipher)
@@ -253,7 +262,6 @@ class Openfhe:
     name = "openfhe"
     first_is_largest = True
     switching_bias = 0.5
-    parallel = True
 
     def admissible(self, parameters: Parameters) -> bool:
         if not 20 <= _scaling_bits(parameters) <= parameters.first_bits <= 60 or _scaling_bits(parameters) > 59:
@@ -272,7 +280,7 @@ class Openfhe:
     def client(self, parameters: Parameters) -> OpenfheClient:
         return OpenfheClient(parameters)
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> OpenfheOwner:
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> OpenfheOwner:
         return OpenfheOwner(parameters, public_key)
 
     def evaluator(self, parameters: Parameters) -> OpenfheEvaluator:

@@ -106,7 +106,8 @@ class _Party:
 
     def _unpack(self, kind: bytes, message: bytes, level: int | None) -> Any:
         frame = frames.unpack(kind, message, purpose=self._purpose, keys=self._identity, batch=1)
-        return self._ciphertexts.deserialise(*frames.exactly(1, frame.parts, "ciphertext"), level)
+        (part,) = frames.exactly(1, frame.parts, "ciphertext")
+        return self._ciphertexts.deserialise(part, level)
 
 
 class NaiveClient(_Party):
@@ -154,7 +155,7 @@ class NaiveServer(_Party):
     def load_keys(self, keys: dict[str, bytes]) -> None:
         frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
         tag, relinearisation, rotations = map(bytes, frames.exactly(3, frame.parts, "parts of the evaluation keys"))
-        with refusing("OpenFHE", "read these keys"):
+        with refusing("OpenFHE", "read these keys", keys["evaluation"]):
             self._ciphertexts.tag = name = tag.decode()
             if name not in self._context.GetAllEvalMultKeys():
                 openfhe.DeserializeEvalMultKeyString(relinearisation, openfhe.BINARY)

@@ -53,6 +53,7 @@ BASIS_VECTORS = 512  # through which an operator is sent at a time, to learn its
 
 Matrix: TypeAlias = "sparse.csr_matrix"
 Shape = tuple[int, ...]
+Linear = Gemm | Conv | AveragePool | GlobalAveragePool
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Affine:
     @property
     def terms(self) -> int:
         """The largest number of products in one output."""
-        return max(1, int(sum(np.diff(weight.indptr) for weight in self.weights).max()))
+        return max(1, int(np.sum([np.diff(weight.indptr) for weight in self.weights], axis=0).max()))
 
 
 @dataclass(frozen=True)
@@ -247,43 +248,43 @@ class _Builder:
             raise BackendError(
                 f"CKKS cannot evaluate {node.type} (node {node.output}), only {names}; train the polynomial lowering"
             )
-        return OPERATORS[type(node.operator)](self, node, *values)
+        return OPERATORS[type(node.operator)](self, node.operator, node.output, *values)
 
-    def linear(self, node: Node, x: Form) -> Form:
-        matrix, constant = _matrix(node.operator, x.shape)
+    def linear(self, operator: Linear, name: str, x: Form) -> Form:
+        matrix, constant = _matrix(operator, x.shape)
         weights = {v: matrix @ w for v, w in x.weights.items()}
-        return Form(weights, matrix @ x.bias + constant, self._shapes[node.output])
+        return Form(weights, matrix @ x.bias + constant, self._shapes[name])
 
-    def reshape(self, node: Node, x: Form) -> Form:
-        return dataclasses.replace(x, shape=self._shapes[node.output])
+    def reshape(self, operator: Flatten | Reshape, name: str, x: Form) -> Form:
+        return dataclasses.replace(x, shape=self._shapes[name])
 
-    def add(self, node: Node, a: Form, b: Form) -> Form:
-        shape = self._shapes[node.output]
+    def add(self, operator: Add, name: str, a: Form, b: Form) -> Form:
+        shape = self._shapes[name]
         return _broadcast(a, shape) + _broadcast(b, shape)
 
-    def multiply(self, node: Node, a: Form, b: Form) -> Form:
-        shape = self._shapes[node.output]
+    def multiply(self, operator: Mul, name: str, a: Form, b: Form) -> Form:
+        shape = self._shapes[name]
         if a is b:
-            return self.product(a, a, node.output)
-        return self.product(_broadcast(a, shape), _broadcast(b, shape), node.output)
+            return self.product(a, a, name)
+        return self.product(_broadcast(a, shape), _broadcast(b, shape), name)
 
-    def power(self, node: Node, x: Form) -> Form:
-        coefficients = np.zeros(node.operator.exponent + 1)
+    def power(self, operator: Pow, name: str, x: Form) -> Form:
+        coefficients = np.zeros(operator.exponent + 1)
         coefficients[-1] = 1.0
-        return self.polynomial(dataclasses.replace(node, operator=Polynomial(coefficients)), x)
+        return self.polynomial(Polynomial(coefficients), name, x)
 
-    def polynomial(self, node: Node, x: Form) -> Form:
-        c = _per_element(node.operator, x.shape)
-        if len(c) <= 2 and node.operator.basis == "power":
+    def polynomial(self, operator: Polynomial, name: str, x: Form) -> Form:
+        c = _per_element(operator, x.shape)
+        if len(c) <= 2 and operator.basis == "power":
             return x.scaled(c[1] if len(c) > 1 else 0.0, c[0])
-        if len(c) == 3 and node.operator.basis == "power":
+        if len(c) == 3 and operator.basis == "power":
             shift, factor, constant = _complete_square(c)
             shifted = x.scaled(1.0, shift)
-            return self.product(shifted, shifted, node.output).scaled(factor, constant)
-        reach = self._reaches[node.output]
-        if node.operator.basis == "power":
+            return self.product(shifted, shifted, name).scaled(factor, constant)
+        reach = self._reaches[name]
+        if operator.basis == "power":
             c = _chebyshev(c, reach)
-        return _Series(self, x.scaled(1 / reach), node.output).sum(c)
+        return _Series(self, x.scaled(1 / reach), name).sum(c)
 
 
 class _Series:
@@ -353,6 +354,7 @@ def identity(value: int, shape: Shape) -> Form:
     return Form({value: sparse.identity(size, format="csr")}, np.zeros(size), shape)
 
 
+# (builder, operator, name of its output, values that it reads) → value
 OPERATORS: dict[type, Callable[..., Form]] = {
     Gemm: _Builder.linear,
     Conv: _Builder.linear,
@@ -422,7 +424,7 @@ def _needed(steps: Iterable[Step]) -> list[Step]:
         if value in used:
             used |= set(sources(steps[value - 1]))
     number = {value: index for index, value in enumerate(sorted(used | {0}))}
-    kept = []
+    kept: list[Step] = []
     for value, step in enumerate(steps, 1):
         if value not in used:
             continue
@@ -436,7 +438,7 @@ def _needed(steps: Iterable[Step]) -> list[Step]:
     return kept
 
 
-def _matrix(operator: Callable[[np.ndarray], np.ndarray], shape: Shape) -> tuple[Matrix, np.ndarray]:
+def _matrix(operator: Linear, shape: Shape) -> tuple[Matrix, np.ndarray]:
     """Matrix (outputs, inputs) and constant of an affine operator on values of this shape, learnt by applying it."""
     size, parts = math.prod(shape), []
     constant = np.asarray(operator(np.zeros((1, *shape)))).reshape(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -105,6 +105,10 @@ class Program:
         kernels = [_kernel(kernel, weights) for kernel in step.kernels]
         return _Loaded([next(weights)], kernels)
 
+    def read(self, parts: Sequence[bytes | memoryview]) -> list[Cipher]:
+        """The ciphertexts of a request. Raises MessageError."""
+        return [self.evaluator.deserialise(part, 0) for part in parts]
+
     def run(self, ciphers: list[Cipher]) -> list[Cipher]:
         """Ciphertexts of the request → ciphertexts of the response."""
         values = {0: ciphers}
@@ -126,14 +130,17 @@ class Program:
         return [self.evaluator.mod_switch(c, missing) for c in values[value]] if missing else values[value]
 
     def _product(self, value: int, step: Product, values: dict[int, list[Cipher]]) -> list[Cipher]:
-        """Relinearised first: rescaling three polynomials would multiply its rounding error by the square of the key."""
-        e, work = self.evaluator, self.plan.dropped(value) - self.plan.parameters.primes_per_square
+        e, work = self.evaluator, (self.plan.levels[value] - 1) * self.plan.parameters.primes_per_square
         left = self._at(values, step.left, work)
         if step.square:
             products = (e.square(a) for a in left)
         else:
             products = (e.dot_ciphers([a], [b]) for a, b in zip(left, self._at(values, step.right, work)))
-        return [self._rescaled(e.relinearise(product)) for product in products]
+        return list(products) if step.postponed else [self.finished(product) for product in products]
+
+    def finished(self, product: Cipher) -> Cipher:
+        """Relinearised first: rescaling three polynomials would multiply its rounding error by the square of the key."""
+        return self._rescaled(self.evaluator.relinearise(product))
 
     def _carry(self, value: int, step: Carry, values: dict[int, list[Cipher]]) -> list[Cipher]:
         """One, encoded at the value's own scale: the scale is then that of a square."""
@@ -169,7 +176,7 @@ class Program:
         return self.evaluator.relinearise(self.evaluator.dot_ciphers(ciphers, weights))
 
     def _scalar(self, value: int, step: Scalar, values: dict[int, list[Cipher]]) -> list[Cipher]:
-        e, biases, level = self.evaluator, self._loaded[value - 1].biases, self.plan.dropped(value)
+        e, biases, level = self.evaluator, self._loaded[value - 1].biases, self.plan.work(value)
         inputs = [self._at(values, source, level) for source in step.sources]
         scales = [self.scales[value] / self.scales[source] for source in step.sources]
 
@@ -185,19 +192,23 @@ class Program:
                 for ciphers, weight, scale, sign in zip(parts, step.weights, scales, signs):
                     part = e.weighted_sum(ciphers, sign * weight[row], scale, level)
                     total = part if total is None else e.add(total, part)
-                yield e.add_plain(total, bias)
+                yield e.add_plain(total if level == self.plan.dropped(value) else self.finished(total), bias)
 
         if step.split:
-            first, second = [], []
-            for y in affine(False):  # one after another: a layer may be gigabytes
-                conjugate = e.conjugate(y)
-                first.append(e.add(y, conjugate))
-                second.append(e.sub(y, conjugate))
-            return first + second
+            return self.separated(affine(False))
         return [*affine(False), *(affine(True) if self.plan.input.paired else ())]
 
+    def separated(self, ciphers: Iterable[Cipher]) -> list[Cipher]:
+        """The two halves of affine values that split, see `Scalar`."""
+        first, second = [], []
+        for y in ciphers:
+            conjugate = self.evaluator.conjugate(y)
+            first.append(self.evaluator.add(y, conjugate))
+            second.append(self.evaluator.sub(y, conjugate))
+        return first + second
 
-METHODS = {
+
+METHODS: dict[type, Callable[..., list[Cipher]]] = {
     Product: Program._product,
     Carry: Program._carry,
     Packed: Program._packed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class Timed:
 
     def __init__(self, evaluator: Any) -> None:
         self._evaluator = evaluator
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._evaluator, name)

@@ -71,7 +71,7 @@ class ClientLibrary(Protocol):
     def serialise(self, fresh: Cipher) -> bytes:
         """A fresh ciphertext, in the library's smallest form."""
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         """level: that the ciphertext must have; None: any. Raises MessageError for all but a ciphertext of two polynomials
         of these parameters."""
 
@@ -91,10 +91,10 @@ class OwnerLibrary(Protocol):
 class Evaluator(Protocol):
     """The server's side. No operation changes its arguments."""
 
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         """What `ClientLibrary.keygen` returned."""
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Cipher:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
         """As `ClientLibrary.deserialise`."""
 
     def serialise(self, cipher: Cipher) -> bytes: ...
@@ -135,15 +135,27 @@ class Evaluator(Protocol):
         """Σ cipher rotated by its step (0 allowed); with one modulus-down for all where the library can."""
 
 
+class ResidueEvaluator(Evaluator, Protocol):
+    """An evaluator that hands out residues, so that image-in-slot plans become matrix products (`backends.slots.batched`).
+
+    Residues are (polynomials, primes, N) uint64, each modulo its own prime, in evaluation form. Operations may run in forks.
+    """
+
+    def read(self, data: bytes | memoryview, level: int) -> np.ndarray:
+        """Of a ciphertext as `ClientLibrary.serialise` wrote it, a view of the data if it can be. Raises MessageError."""
+
+    def residues(self, cipher: Cipher) -> np.ndarray:
+        """Also of three polynomials, before relinearisation."""
+
+    def of_residues(self, residues: np.ndarray, scale: float) -> Cipher: ...
+
+
 class Library(Protocol):
     """Made without arguments; imports its FHE library only in these methods."""
 
     name: str
     first_is_largest: bool  # whether no other prime of a fresh ciphertext may be larger than the first one
-    switching_bias: (
-        float  # mean rounding error of a coefficient that key switching leaves: 0 if it rounds, 1/2 if it cuts off
-    )
-    parallel: bool  # whether an operation uses all cores by itself
+    switching_bias: float  # mean rounding error of a coefficient by key switching: 0 if it rounds, 1/2 if it cuts off
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""
@@ -153,7 +165,7 @@ class Library(Protocol):
 
     def client(self, parameters: Parameters) -> ClientLibrary: ...
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> OwnerLibrary: ...
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> OwnerLibrary: ...
 
     def evaluator(self, parameters: Parameters) -> Evaluator: ...
 

@@ -23,8 +23,10 @@ import numpy as np
 
 from backends.slots import plan
 from backends.slots.blocks import Affine, Blocks, Carry, Matrix, Product
+from backends.slots.library import Parameters
 from backends.slots.plan import Input, Kernel, Scalar, Term
 
+SUMS_BYTES = 1 << 29  # of postponed products, for each core
 MAX_OFFSETS = 1024  # of one layer; beyond it no plan is worth its rotations
 
 
@@ -98,8 +100,8 @@ class Candidate:
         """Reading this value, without the products whose weights are all zero."""
         diagonals = self.diagonals()
         used = np.flatnonzero(diagonals.any(axis=1))
-        terms = (self.kernel.terms[i] for i in used.tolist())
-        terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(terms))
+        kept = (self.kernel.terms[i] for i in used.tolist())
+        terms = tuple(dataclasses.replace(term, diagonal=index) for index, term in enumerate(kept))
         return dataclasses.replace(self.kernel, source=source, terms=terms, diagonals=diagonals[used])
 
 
@@ -120,7 +122,10 @@ def _candidate(
     if target.grid:
         kind += f", to a grid {target.grid.height} × {target.grid.width} step {target.grid.step}"
     kernel = Kernel(kind, 0, terms, np.zeros((0, slots)), folds, real_part)
-    output_slots = tuple((slot,) for slot in target.positions.tolist())
+    # Of several copies one far from slot 0. OpenFHE's key switching does not round but truncates; half a unit in every
+    # coefficient is a large error in the first slots, whose roots of unity are near 1, and next to none in others.
+    far = slots // 2 if target.period < slots else 0
+    output_slots = tuple((far + slot,) for slot in target.positions.tolist())
 
     def place(bias: np.ndarray) -> np.ndarray:
         vector = np.zeros(target.period)
@@ -227,7 +232,7 @@ def _windows(
         )
         imaginary = imaginary if is_complex else np.full_like(real, -1)
 
-        def vector(chunk: int, e: int, real=real, imaginary=imaginary) -> np.ndarray:
+        def vector(chunk: int, e: int, real: np.ndarray = real, imaginary: np.ndarray = imaginary) -> np.ndarray:
             return _diagonal(weight, real[chunk], imaginary[chunk] if is_complex else None)
 
         kind = f"{chunks} × {blocks} inputs of each output{', two a slot' if is_complex else ''}"
@@ -356,3 +361,19 @@ def _scalar_steps(network: Blocks, paired: bool) -> tuple[plan.Step, ...]:
     if np.imag(factors[-1]):
         raise _Unpaired  # the logits themselves
     return tuple(steps)
+
+
+def postponed(steps: tuple[plan.Step, ...], parameters: Parameters, halves: int) -> tuple[plan.Step, ...]:
+    """Marks the products that wait for their relinearisation, see `plan.Product`: where an affine map alone reads them, and
+    has at most half as many outputs, whose sums of three polynomials are not too many for the memory of each core."""
+    result = list(steps)
+    largest = SUMS_BYTES // (halves * 3 * (parameters.levels + 1) * parameters.ring_dimension * 8)
+    for value, step in enumerate(steps, 1):
+        readers = [reader for reader in steps if value in reader.sources]
+        if len(readers) != 1 or not isinstance(reader := readers[0], Scalar):
+            continue
+        if isinstance(step, plan.Product) and reader.sources == (value,):
+            outputs, inputs = reader.weights[0].shape
+            if outputs <= min(inputs // 2, largest):
+                result[value - 1] = dataclasses.replace(step, postponed=True)
+    return tuple(result)

@@ -114,9 +114,13 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Product:
+    """postponed: the affine map that reads it, and it alone, relinearises and rescales its sums instead of all its terms.
+    Until then its ciphertexts have three polynomials, the primes of its operands, and their scale to be divided."""
+
     name: str
     left: int
     right: int
+    postponed: bool = False
 
     kind = "product"
     rotations = frozenset[int]()
@@ -207,34 +211,19 @@ class Plan:
             public=self.encrypted,
         )
 
-    def shares(self, count: int) -> list[Plan]:
-        """Plans whose responses add up to this one's, each with part of the units of the last hidden layer and all layers
-        before it; this one alone if it rotates, for which every share would have to do almost everything, or branches
-        there."""
-        *before, hidden, square, last = (None, None, None, *self.steps)[-max(4, len(self.steps)) :]
-        n = len(self.steps)
-        divisible = (
-            isinstance(hidden, Scalar)
-            and isinstance(square, Product)
-            and isinstance(last, Scalar)
-            and (square.left, square.right, last.sources) == (n - 2, n - 2, (n - 1,))
-        )
-        if not divisible:
-            return [self]
-        plans = []
-        before = [step for step in before if step is not None]
-        for index in range(min(count, len(hidden.bias))):
-            rows = slice(index, None, count)
-            weights = tuple(weight[rows] for weight in hidden.weights)
-            part = dataclasses.replace(hidden, weights=weights, bias=hidden.bias[rows])
-            bias = last.bias if index == 0 else np.zeros_like(last.bias)
-            end = dataclasses.replace(last, weights=(last.weights[0][:, rows],), bias=bias)
-            plans.append(dataclasses.replace(self, steps=(*before, part, square, end)))
-        return plans
-
     def dropped(self, value: int) -> int:
         """The number of primes that a value has dropped."""
-        return self.levels[value] * self.parameters.primes_per_square
+        return (self.levels[value] - self.postponed(value)) * self.parameters.primes_per_square
+
+    def work(self, value: int) -> int:
+        """The number of primes that have been dropped when an affine map is summed; it drops more if it has to rescale the
+        products that it read."""
+        postponed = (source for source in self.steps[value - 1].sources if self.postponed(source))
+        return self.dropped(next(postponed, value))
+
+    def postponed(self, value: int) -> bool:
+        step = self.steps[value - 1] if value > 0 else None
+        return isinstance(step, Product) and step.postponed
 
     def scales(self, moduli: list[int]) -> list[float]:
         """Exact scale of every value."""

@@ -23,7 +23,7 @@ from backends.slots.plan import Input, Packed, Plan
 from backends.slots.simulator import ROUNDING_STDDEV, Simulator
 
 Objective = Literal["server", "upload", "memory"]
-RING_DIMENSIONS = (8192, 16384, 32768)
+RING_DIMENSIONS = (8192, 16384, 32768, 65536)
 PRIMES_PER_SQUARE = (1, 2)
 KEPT_PRIMES = (0, 1)  # beside the first one: if nothing else holds the logits
 LARGEST_PRIME_BITS = 60
@@ -56,8 +56,10 @@ def plan(
     the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
-    batched, terms = scenario == "offline" and not encrypted, blocks.terms()
-    best, best_ms, rotates = None, math.inf, False
+    offline, terms = scenario == "offline" and not encrypted, blocks.terms()
+    best: Plan | None = None
+    layout: Plan | None
+    best_ms, rotates = math.inf, False
     for kept, ring_dimension, primes, rotate_fresh in product(
         KEPT_PRIMES, RING_DIMENSIONS, PRIMES_PER_SQUARE, (True, False)
     ):
@@ -66,9 +68,9 @@ def plan(
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
-        precision = Precision(ring_dimension, terms, primes, stddevs, batched, library.first_is_largest, kept)
-        if batched:
-            layout = _batched(blocks, precision)
+        precision = Precision(ring_dimension, terms, primes, stddevs, offline, library.first_is_largest, kept)
+        if offline:
+            layout = batched(blocks, precision)
         else:
             parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
             layout = packed(
@@ -81,7 +83,7 @@ def plan(
                 hoisting=hoisting,
                 encrypted=encrypted,
             )
-        rotates = layout is not None and not batched and _rotates_request(layout)
+        rotates = layout is not None and not offline and _rotates_request(layout)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
             continue
         found = _smallest(layout, precision, blocks, library, calibration)
@@ -103,10 +105,12 @@ def _rotates_request(layout: Plan) -> bool:
     return any(term.baby for kernel in kernels if kernel.source == 0 for term in kernel.terms)
 
 
-def _batched(blocks: Blocks, precision: Precision) -> Plan:
+def batched(blocks: Blocks, precision: Precision) -> Plan:
+    """One image, or two, in each slot; the precision is a first guess."""
     request, steps = packing.batched(blocks)
     parameters = precision.parameters(precision.scales(FIRST_GUESS_BITS))
-    each_its_own = ((),) * len(steps[-1].bias)  # ciphertext, all of whose slots are of one logit
+    each_its_own = ((),) * len(blocks.affines[-1].bias)  # ciphertext, all of whose slots are of one logit
+    steps = packing.postponed(steps, parameters, 1 + request.paired)
     return Plan(parameters, request, steps, blocks.levels, each_its_own, blocks.output_scale)
 
 
@@ -178,7 +182,7 @@ class _Layouts:
         self._group = _groups(blocks.steps)
         self._count = max(self._group) + 1
         readers = [v for v, step in enumerate(blocks.steps, 1) if isinstance(step, Affine) and 0 in step.inputs]
-        self._first = readers[0] if len(readers) == 1 and len(blocks.steps[readers[0] - 1].inputs) == 1 else 0
+        self._first = readers[0] if len(readers) == 1 and len(self._map(readers[0]).inputs) == 1 else 0
         # the maps that can be planned once the group has its layout; the one that the client packs for is planned apart
         self._due: list[list[int]] = [[] for _ in range(self._count)]
         for value, step in enumerate(blocks.steps, 1):
@@ -201,6 +205,7 @@ class _Layouts:
             if rest is None:
                 continue
             for first in packing.first_layer(affine, target, slots, radices):
+                assert first.request is not None
                 if rotate_fresh or not any(term.baby for term in first.kernel.terms):
                     yield (
                         {(self._first, 0): first} | rest.candidates,

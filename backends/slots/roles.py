@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +12,11 @@ import numpy as np
 
 from backends import frames, security
 from backends.api import BackendError, Job, Prepared, refusing
-from backends.slots import blocks, costs, execute, planner
+from backends.slots import batched, blocks, costs, execute, planner
 from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library, Parameters
 from backends.slots.plan import Plan
 from backends.slots.trainers import Trainer, TrainingClient, TrainingServer
-from backends.slots.workers import Worker
 from backends.variants import TRAIN, Variants
 
 
@@ -99,7 +97,8 @@ class SlotsOwner:
     def encrypt_model(self, public_key: bytes) -> bytes:
         purpose = _purpose(self._plan.parameters, self._plan.keys)
         frame = frames.unpack(frames.PUBLIC, public_key, purpose=purpose)
-        owner = self._library.owner(self._plan.parameters, *frames.exactly(1, frame.parts, "public key"))
+        (key,) = frames.exactly(1, frame.parts, "public key")
+        owner = self._library.owner(self._plan.parameters, key)
         weights = self._plan.weights(self._library.moduli(self._plan.parameters))
         parts = [owner.serialise(owner.encrypt_weight(w.vector, w.scale, w.level)) for w in weights]
         return frames.pack(frames.MODEL, parts, purpose=purpose, keys=frame.keys)
@@ -122,10 +121,10 @@ class SlotsClient:
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(frames.IDENTITY_BYTES)
-        whose = {"purpose": self._purpose, "keys": self._identity}
-        keys = {"evaluation": frames.pack(frames.KEYS, self._client.keygen(self._request), **whose)}
+        pack = partial(frames.pack, purpose=self._purpose, keys=self._identity)
+        keys = {"evaluation": pack(frames.KEYS, self._client.keygen(self._request))}
         if self._request.public:
-            keys["public"] = frames.pack(frames.PUBLIC, [self._client.public_key()], **whose)
+            keys["public"] = pack(frames.PUBLIC, [self._client.public_key()])
         return keys
 
     def encrypt(self, images: np.ndarray) -> tuple[int, list[Cipher]]:
@@ -153,9 +152,6 @@ class SlotsClient:
 
 
 class SlotsServer:
-    """A library that uses one core (`Library.parallel` false) gets a worker process for each further core, if the plan
-    can be shared."""
-
     def __init__(self, library: Library) -> None:
         self._library = library
 
@@ -164,41 +160,32 @@ class SlotsServer:
         self._purpose = _purpose(self._plan.parameters, request)
         self._evaluator = self._library.evaluator(self._plan.parameters)
         self._moduli = self._library.moduli(self._plan.parameters)
-        cores = 1 if self._library.parallel else len(os.sched_getaffinity(0))
         if not self._plan.encrypted:
-            self._programs = [execute.Program(plan, self._evaluator, self._moduli) for plan in self._plan.shares(cores)]
+            self._program = batched.program(self._plan, self._evaluator, self._moduli)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._purpose)
         self._evaluator.load_keys(frame.parts)
         self._identity = frame.keys
-        self._workers = [] if self._plan.encrypted else [Worker(program) for program in self._programs[1:]]
 
     def load_model(self, model: bytes) -> None:
         frame = frames.unpack(frames.MODEL, model, purpose=self._purpose, keys=self._identity)
         levels = [weight.level for weight in self._plan.weights(self._moduli)]
         parts = frames.exactly(len(levels), frame.parts, "ciphertexts of the model")
         weights = map(self._evaluator.deserialise, parts, levels)
-        self._programs = [execute.Program(self._plan, self._evaluator, self._moduli, weights)]
+        self._program = execute.Program(self._plan, self._evaluator, self._moduli, weights)
 
-    def deserialise(self, request: bytes) -> tuple[int, list[Cipher]]:
+    def deserialise(self, request: bytes) -> tuple[int, Any]:
         frame = frames.unpack(
             frames.REQUEST, request, purpose=self._purpose, keys=self._identity, batch=self._plan.batch
         )
         parts = frames.exactly(costs.request_ciphertexts(self._plan), frame.parts, "ciphertexts of a request")
-        for worker in self._workers:
-            worker.read(request)
-        return frame.images, [self._evaluator.deserialise(part, 0) for part in parts]
+        return frame.images, self._program.read(parts)
 
-    def infer(self, ciphertexts: tuple[int, list[Cipher]]) -> tuple[int, list[Cipher]]:
-        images, ciphers = ciphertexts
-        for worker in self._workers:
-            worker.start()
+    def infer(self, ciphertexts: tuple[int, Any]) -> tuple[int, list[Cipher]]:
+        images, request = ciphertexts
         with refusing(self._library.name, "evaluate this request"):
-            results = self._programs[0].run(ciphers)
-        for worker in self._workers:
-            results = [self._evaluator.add(*pair) for pair in zip(results, worker.result(), strict=True)]
-        return images, results
+            return images, self._program.run(request)
 
     def serialise(self, ciphertexts: tuple[int, list[Cipher]]) -> bytes:
         images, ciphers = ciphertexts

@@ -37,7 +37,6 @@ class Simulator:
 
     name = "simulator"
     first_is_largest = False
-    parallel = False
     switching_bias = 0.0
 
     def __init__(self, noise_of: int = 0, library: Library | None = None, switching_bias: float = 0.0) -> None:
@@ -57,7 +56,7 @@ class Simulator:
         self._parameters = parameters
         return self
 
-    def owner(self, parameters: Parameters, public_key: bytes) -> Simulator:
+    def owner(self, parameters: Parameters, public_key: bytes | memoryview) -> Simulator:
         return self.client(parameters)
 
     def evaluator(self, parameters: Parameters) -> Simulator:
@@ -97,12 +96,12 @@ class Simulator:
         np.savez(buffer, values=cipher.values, scale=cipher.scale, level=cipher.level)
         return buffer.getvalue()
 
-    def deserialise(self, data: bytes, level: int | None = None) -> Vector:
+    def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Vector:
         with np.load(io.BytesIO(data)) as file:
             return Vector(file["values"], float(file["scale"]), int(file["level"]))
 
     # Server
-    def load_keys(self, parts: Sequence[bytes]) -> None:
+    def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         pass
 
     def encode(self, vector: np.ndarray, scale: float, level: int) -> Vector:
@@ -163,7 +162,7 @@ class Simulator:
     def rotate_sum(self, pairs: Sequence[tuple[Vector, int]]) -> Vector:
         self._count("add", len(pairs) - 1)
         first = pairs[0][0]
-        return Vector(sum(self._rotate(a, s).values for a, s in pairs), first.scale, first.level)
+        return Vector(functools.reduce(np.add, (self._rotate(a, s).values for a, s in pairs)), first.scale, first.level)
 
     # -- noise and counts ------------------------------------------------------------------------------------------
 

@@ -1,84 +1,85 @@
-"""More processes of the server, for a library that runs on one core: each computes a share of every request."""
+"""All cores for work on independent ciphertexts: forks of this process, each on one core, that write into shared memory.
+
+A fork shares keys, weights and inputs as they are and lasts for one call. No randomness is drawn in it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
+import math
+import mmap
 import os
 import signal
+import sys
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 
-from backends import frames
-from backends.api import BackendError, MessageError
-from backends.slots.execute import Program
-from backends.slots.library import Cipher
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from backends.api import BackendError
 
 PR_SET_PDEATHSIG = 1
-INFER, FAILED = b"", b""  # in the two directions; no message of `frames` is empty
 
 
-class Worker:
-    """A fork of this process, made when keys and weights are loaded, so that it shares their memory.
+def shared_array(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, uint64, that forks of this process write for all."""
+    return np.frombuffer(mmap.mmap(-1, max(8, 8 * math.prod(shape))), np.uint64, math.prod(shape)).reshape(shape)
 
-    It reads the ciphertexts of a request on its own core while the server does, then runs `program` on them.
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def share(count: int, work: Callable[[int], None]) -> None:
+    """``work(0)`` … ``work(count − 1)`` over all cores that this process may use; each leaves its result in a
+    `shared_array`.
+
+    Raises whatever `work` raises: what failed in a fork is done again here. BackendError if a fork died.
     """
-
-    def __init__(self, program: Program) -> None:
-        self._evaluator, self._busy = program.evaluator, False
-        self._connection, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("fork")
-        process = context.Process(target=_serve, args=(theirs, program), daemon=True)
-        process.start()
-        theirs.close()
-
-    def read(self, request: bytes) -> None:
-        """request: as the client sent it."""
-        if self._busy:  # with an earlier request, on which the server itself failed
-            self.result()
-        self._send(request)
-
-    def start(self) -> None:
-        self._send(INFER)
-        self._busy = True
-
-    def result(self) -> list[Cipher]:
-        """Raises BackendError if the worker failed or died."""
-        self._busy = False
+    forks = min(count, cores())
+    children: dict[int, range] = {}
+    # libraries that have threads would use more than their core; one thread needs no pool, which a fork does not inherit
+    with threadpool_limits(1):
         try:
-            reply = self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise BackendError("a worker process of the server died; its log says why") from error
-        if reply == FAILED:
-            raise BackendError("a worker process of the server failed; its log says why")
-        return [self._evaluator.deserialise(part) for part in frames.unpack(frames.RESPONSE, reply, batch=1).parts]
+            for core in range(1, forks):
+                tasks = range(core, count, forks)
+                children[_forked(tasks, work)] = tasks
+            for task in range(0, count, max(1, forks)):
+                work(task)
+        except BaseException:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            raise
+        for pid, tasks in children.items():
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if status < 0:
+                raise BackendError(f"a worker process of the server died of signal {-status}; its log says more")
+            for task in tasks if status else ():
+                work(task)
 
-    def _send(self, message: bytes) -> None:
-        try:
-            self._connection.send_bytes(message)
-        except OSError as error:
-            raise BackendError("a worker process of the server died; its log says why") from error
 
-
-def _serve(connection: Connection, program: Program) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # the harness must see the server's socket close when the server ends, so the fork may not hold it
-    os.closerange(3, connection.fileno())
-    os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") > 0 else 4096)
-    evaluator, ciphers = program.evaluator, []
-    with contextlib.suppress(EOFError):
-        while True:
-            message = connection.recv_bytes()
-            if message != INFER:
-                with contextlib.suppress(MessageError):  # the server reads the same bytes, and refuses them in words
-                    parts = frames.unpack(frames.REQUEST, message, batch=program.plan.batch).parts
-                    ciphers = [evaluator.deserialise(part, 0) for part in parts]
-                continue
-            try:
-                reply = frames.pack(frames.RESPONSE, [evaluator.serialise(c) for c in program.run(ciphers)], images=1)
-            except Exception:
-                traceback.print_exc()
-                reply = FAILED
-            connection.send_bytes(reply)
+def _forked(tasks: range, work: Callable[[int], None]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, pid = os.getpid(), os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            # the harness must see the server's socket close when the server ends, so the fork may not hold it
+            os.closerange(3, os.sysconf("SC_OPEN_MAX") if 0 < os.sysconf("SC_OPEN_MAX") < 1 << 20 else 4096)
+            for task in tasks:
+                work(task)
+            status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)

@@ -10,9 +10,9 @@ from functools import partial
 from backends.tfhe import parties
 from backends.tfhe.naive import NaiveClient, NaiveOwner
 from backends.tfhe.owner import Owner as DefaultOwner
-from backends.variants import VariantOwner, VariantParty
+from backends.variants import VariantOwner, VariantParty, Variants
 
-VARIANTS = {
+VARIANTS: Variants = {
     "": (DefaultOwner, parties.Client, parties.Server),
     "logits": (DefaultOwner, parties.Client, parties.Server),
     "naive": (NaiveOwner, NaiveClient, parties.Server),

@@ -1,10 +1,12 @@
 """The quantised network as a function of encrypted integers, for Concrete to compile.
 
-The client computes the layers up to the first `Quantise` in the clear and sends integers. From there on each linear or
-convolutional layer is integer weights times integers, and everything between two of them (bias, activation, requantising)
-is one table that a programmable bootstrapping (PBS) looks up. The logits are scaled after decryption.
+The client computes the first `Quantise`, and the pooling before it, in the clear and sends integers. From there on every
+value of the graph is integers times a unit, and a bias that is added where it must be. A linear layer is integer weights
+times integers, a sum brings two values to one unit, and all operators of one value that stand between two of these
+(activation, requantising) are one table that a programmable bootstrapping (PBS) looks up. A product of two values is two
+tables, ``ab = ⌊(a + b)² / 4⌋ − ⌊(a − b)² / 4⌋``, which costs what Concrete's own costs. Logits are scaled after decryption.
 
-A `Quantise` that directly follows a linear layer and precedes an activation *rounds the accumulator*: its low bits are
+A `Quantise` that directly follows such a sum and precedes an activation *rounds the accumulator*: its low bits are
 dropped before the PBS, approximately (Concrete's ``round_bit_pattern``), which costs nothing. The PBS then reads a few
 bits whatever the bits of inputs and weights are.
 """
@@ -12,49 +14,128 @@ bits whatever the bits of inputs and weights are.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from backends.api import BackendError
-from models.network import Conv, Flatten, Gemm, Network, Operator, Quantise, describe, operator_of
+from models.network import (
+    Add,
+    AveragePool,
+    Conv,
+    Flatten,
+    Gemm,
+    GlobalAveragePool,
+    Mul,
+    Network,
+    Node,
+    Operator,
+    Polynomial,
+    Pow,
+    Quantise,
+    Relu,
+    Reshape,
+    Unary,
+    describe,
+    operator_of,
+    unary,
+)
 
 RELATIVE_TOLERANCE = 1e-6
+Number = TypeVar("Number", int, np.ndarray)
+Range = tuple[int, int]  # smallest and largest integer that there can be
+
+
+# -- what is done with integers ----------------------------------------------------------------------------------------
+
+
+class Arithmetic(Protocol):
+    """What clear and encrypted integers do in different ways."""
+
+    def convolve(self, x: Any, weight: np.ndarray, layer: Conv) -> Any: ...
+
+    def round(self, x: Any, dropped_bits: int, bits: int) -> Any:
+        """To multiples of 2^dropped_bits; bits: of x."""
+
+    def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any: ...
+
+    def wide(self, x: Any, bits: int) -> Any:
+        """x, for which there must be room of so many bits."""
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Integer weights. unit: what 1 of the accumulator stands for. rounding: None, or how it is cut before the PBS.
-
-    bias: in units; part of the accumulator if that is rounded, else of the table, or added after decryption.
-    """
+class Linear:
+    """Integer weights; `layer` has strides, pads and groups."""
 
     layer: Gemm | Conv
     weight: np.ndarray
-    bias: np.ndarray
-    unit: float
-    rounding: Quantise | None
+
+    def __call__(self, on: Arithmetic, x: Any) -> Any:
+        return x @ self.weight.T if isinstance(self.layer, Gemm) else on.convolve(x, self.weight, self.layer)
+
+    def range(self, inputs: Range) -> Range:
+        axes = tuple(range(1, self.weight.ndim))
+        ends = np.sort(np.multiply.outer(inputs, self.weight), axis=0)
+        return int(ends[0].sum(axes).min()), int(ends[1].sum(axes).max())
+
+
+@dataclass(frozen=True)
+class View:
+    """The same integers in another shape, without the batch axis."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, on: Arithmetic, x: Any) -> Any:
+        return x.reshape((x.shape[0], *self.shape))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of two values, each times a factor. bits: that it must have room for; None: for what calibration images need."""
+
+    factors: tuple[int, int]
+    bits: int | None = None
+
+    def __call__(self, on: Arithmetic, a: Any, b: Any) -> Any:
+        a, b = (x if abs(k) == 1 else x * abs(k) for x, k in zip((a, b), self.factors))
+        y = a - b if self.factors[1] < 0 else a + b
+        return y if self.bits is None else on.wide(y, self.bits)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Of an accumulator and the whole part of its bias, to what `quantise` says."""
+
+    quantise: Quantise
+    shift: np.ndarray | int
+    dropped_bits: int
 
     @property
-    def dropped_bits(self) -> int:
-        return round(math.log2(self.rounding.scale / self.unit)) if self.rounding else 0
+    def bits(self) -> int:
+        return self.dropped_bits + self.quantise.bits
 
-    def accumulate(self, x: Any, convolve: Callable[..., Any]) -> Any:
-        """Of clear or encrypted integers; `convolve` does what `fhe.conv` does."""
-        if isinstance(self.layer, Gemm):
-            y = x @ self.weight.T
-        else:
-            y = convolve(x, self.weight, pads=self.layer.pads, strides=self.layer.strides, group=self.layer.group)
-        return y + np.round(self.bias).astype(np.int64) if self.rounding else y
+    def __call__(self, on: Arithmetic, x: Any) -> Any:
+        return on.round(x + self.shift, self.dropped_bits, self.bits)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Accumulators (multiples of `unit`) → integers: `layers`, of which the last quantises. One PBS an element."""
+    """Integers → integers by `function`, one PBS an element."""
 
-    layers: tuple[Operator, ...]
+    function: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, on: Arithmetic, x: Any) -> Any:
+        return on.look_up(self.function, x)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Accumulators (multiples of `unit`) → integers: `layers`, of which the last quantises."""
+
+    layers: tuple[Unary, ...]
     unit: float
     bias: np.ndarray | float
 
@@ -62,50 +143,39 @@ class Table:
         x = (accumulators + self.bias) * self.unit
         for layer in self.layers:
             x = layer(x)
-        return np.round(x / self.layers[-1].scale).astype(np.int64)  # type: ignore[union-attr]
+        last = self.layers[-1]
+        assert isinstance(last, Quantise)
+        return np.round(x / last.scale).astype(np.int64)
 
 
-Step = Affine | Table | Flatten
+def quarter_square(x: Number) -> Number:
+    return x * x // 4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """before: what the client computes in the clear; its integers are multiples of `input_scale`.
+class Step:
+    """``output = operation(inputs)``; values by name. range: of the output, whatever the image."""
 
-    steps: what the server computes; the last one is an `Affine`.
-    """
+    operation: Linear | View | Sum | Rounding | Table
+    inputs: tuple[str, ...]
+    output: str
+    range: Range
 
-    before: tuple[Operator, ...]
-    input_scale: float
-    steps: tuple[Step, ...]
 
-    def quantise(self, images: np.ndarray) -> np.ndarray:
-        return Ends.of(self).quantise(images)
-
-    @property
-    def affines(self) -> list[Affine]:
-        return [step for step in self.steps if isinstance(step, Affine)]
-
-    @property
-    def parts(self) -> int:
-        """Of each logit, see `split`."""
-        last = self.affines[-1]
-        return len(last.weight) // last.bias.size
+# -- the plan ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What the client computes in the clear: images → integers, and accumulators of the last layer → logits."""
+    """What the client computes in the clear: images → integers, and accumulators of the last layer → logits.
 
-    before: tuple[Operator, ...]
+    The integers that it sends are multiples of `input_scale`.
+    """
+
+    before: tuple[Unary, ...]
     input_scale: float
     output_unit: float
     output_bias: np.ndarray
-
-    @staticmethod
-    def of(plan: Plan) -> Ends:
-        last = plan.affines[-1]
-        return Ends(plan.before, plan.input_scale, last.unit, last.bias.reshape(-1))
 
     def quantise(self, images: np.ndarray) -> np.ndarray:
         x = np.asarray(images, np.float64)
@@ -124,43 +194,273 @@ class Ends:
 
     @staticmethod
     def read(values: dict[str, Any]) -> Ends:
-        layers = tuple(map(operator_of, values["before"]))
+        layers = tuple(unary(operator_of(one)) for one in values["before"])
         return Ends(layers, values["input_scale"], values["output_unit"], np.array(values["output_bias"]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """ends: what the client does. source: name of the integers that it sends; source_range: what they are.
+
+    steps: what the server computes; the last one makes the result.
+    """
+
+    ends: Ends
+    source: str
+    source_range: Range
+    steps: tuple[Step, ...]
+
+    @property
+    def result(self) -> str:
+        return self.steps[-1].output if self.steps else self.source
+
+    @property
+    def parts(self) -> int:
+        """Of each logit, see `split`."""
+        last = self.steps[-1].operation if self.steps else None
+        return len(last.weight) // len(self.ends.output_bias) if isinstance(last, Linear) else 1
+
+    def range(self, name: str) -> Range:
+        return next((step.range for step in self.steps if step.output == name), self.source_range)
+
+    def run(self, on: Arithmetic, x: Any) -> dict[str, Any]:
+        """All values, by name."""
+        values = {self.source: x}
+        for step in self.steps:
+            values[step.output] = step.operation(on, *(values[name] for name in step.inputs))
+        return values
 
 
 def plan(network: Network) -> Plan:
     """Raises BackendError for a network that has no integer circuit."""
-    if not network.is_chain:
-        raise BackendError("the integer network has branches, which this backend does not compile yet")
-    layers = list(network.operators)
-    first = next((i for i, layer in enumerate(layers) if isinstance(layer, Quantise)), None)
-    if first is None:
-        raise BackendError("the network does not quantise its input: train its integer lowering")
-    scale, end = layers[first].scale, first + 1
-    while end < len(layers) and isinstance(layers[end], Flatten):
-        end += 1
-    before, rest, input_scale = tuple(layers[:end]), layers[end:], scale
-    steps: list[Step] = []
-    while rest:
-        layer = rest.pop(0)
-        if isinstance(layer, Flatten):
-            steps.append(layer)
-        elif isinstance(layer, Gemm | Conv):
-            after = []
-            while rest and not isinstance(rest[0], Gemm | Conv | Flatten):
-                after.append(rest.pop(0))
-            affine = _affine(layer, scale, after)
-            steps.append(affine)
-            if after:
-                steps.append(_table(affine, after))
-                scale = after[-1].scale
-        else:
+    if len(network.inputs) != 1 or len(network.results) != 1:
+        raise BackendError("a circuit has one input, the image, and one result, the logits")
+    return _Planner(network).plan()
+
+
+@dataclass(frozen=True)
+class _Value:
+    """``then((integers + bias) · unit)``, where `integers` names those of a step.
+
+    shape and bias: without the batch axis.
+    """
+
+    integers: str
+    unit: float
+    shape: tuple[int, ...]
+    bias: np.ndarray | float = 0.0
+    then: tuple[Unary, ...] = ()
+
+
+class _Planner:
+    """Goes through a graph once and keeps what each of its values stands for."""
+
+    def __init__(self, network: Network) -> None:
+        self._network, self._steps = network, dict[str, Step]()
+        self._tables: dict[tuple[str, tuple[int, ...]], _Value] = {}
+
+    def plan(self) -> Plan:
+        before, source, nodes = self._client()
+        quantise = next(operator for operator in before if isinstance(operator, Quantise))
+        self._ranges = {source: quantise.range}
+        values = {source: _Value(source, quantise.scale, self._network.shapes[source])}
+        for node in nodes:
+            evaluate = EVALUATED[type(node.operator)]
+            values[node.output] = evaluate(self, node, *(values[name] for name in node.inputs))
+        result = self._integers(values[self._network.results[0]])
+        bias = np.array(np.broadcast_to(np.asarray(result.bias, np.float64), result.shape))
+        ends = Ends(before, quantise.scale, result.unit, bias)
+        return Plan(ends, source, quantise.range, self._needed(result.integers))
+
+    def _client(self) -> tuple[tuple[Unary, ...], str, list[Node]]:
+        """What the client computes, the name of what it sends, and the nodes that are left for the server."""
+        readers = defaultdict(list)
+        for node in self._network.nodes:
+            for name in node.inputs:
+                readers[name].append(node)
+        name, before, quantised = self._network.inputs[0].name, list[Node](), False
+        while len(readers[name]) == 1:
+            (node,) = readers[name]
+            shapes, others = (Flatten, Reshape), (AveragePool, GlobalAveragePool, Quantise)
+            if not isinstance(node.operator, shapes if quantised else shapes + others):
+                break
+            quantised = quantised or isinstance(node.operator, Quantise)
+            before.append(node)
+            name = node.output
+        if not quantised:
+            raise BackendError("the network does not quantise its input: train its integer lowering")
+        left = [node for node in self._network.nodes if node not in before]
+        return tuple(unary(node.operator) for node in before), name, left
+
+    def _needed(self, result: str) -> tuple[Step, ...]:
+        wanted, steps = {result}, list[Step]()
+        for step in reversed(self._steps.values()):
+            if step.output in wanted:
+                steps.append(step)
+                wanted.update(step.inputs)
+        return tuple(reversed(steps))
+
+    def _step(self, operation: Any, inputs: Sequence[str], range: Range, name: str) -> str:
+        while name in self._ranges:  # a node may become several steps
+            name += "'"
+        self._steps[name] = Step(operation, tuple(inputs), name, range)
+        self._ranges[name] = range
+        return name
+
+    # -- operators, see EVALUATED --------------------------------------------------------------------------------------
+
+    def univariate(self, node: Node, x: _Value) -> _Value:
+        return replace(x, then=(*x.then, unary(node.operator)))
+
+    def polynomial(self, node: Node, x: _Value) -> _Value:
+        """A constant that is added to an accumulator is a bias."""
+        return _biased(x, node.operator) if _is_shift(node.operator) and not x.then else self.univariate(node, x)
+
+    def view(self, node: Node, x: _Value) -> _Value:
+        x, shape = self._integers(x), self._network.shapes[node.output]
+        bias = np.broadcast_to(x.bias, x.shape).reshape(shape) if np.ndim(x.bias) else x.bias
+        given = (-1,) if isinstance(node.operator, Flatten) else shape
+        integers = self._step(View(given), [x.integers], self._ranges[x.integers], node.output)
+        return replace(x, integers=integers, shape=shape, bias=bias)
+
+    def linear(self, node: Node, x: _Value) -> _Value:
+        assert isinstance(node.operator, Gemm | Conv)
+        return self._linear(node.operator, node, x)
+
+    def pool(self, node: Node, x: _Value) -> _Value:
+        """A convolution with ones."""
+        operator, channels = node.operator, x.shape[0]
+        assert isinstance(operator, AveragePool | GlobalAveragePool)
+        if isinstance(operator, GlobalAveragePool):
+            operator = AveragePool((x.shape[1], x.shape[2]), (1, 1))
+        if any(operator.pads) and not operator.count_include_pad:
             raise BackendError(
-                f"{type(layer).__name__} on encrypted integers is not supported: fold it before lowering"
+                f"{node.output}: an average over padded windows of different sizes has no integer weights; "
+                "pool without padding, or count the padding (count_include_pad)"
             )
-    if not steps or not isinstance(steps[-1], Affine):
-        raise BackendError("the last layer of an integer network must be linear")
-    return Plan(before, input_scale, tuple(steps))
+        share = 1 / math.prod(operator.kernel_shape)
+        weight = np.full((channels, 1, *operator.kernel_shape), share)
+        layer = Conv(weight, np.zeros(channels), operator.strides, operator.pads, channels, weight_scale=share)
+        return self._linear(layer, node, x)
+
+    def _linear(self, layer: Gemm | Conv, node: Node, x: _Value) -> _Value:
+        if layer.weight_scale is None:
+            raise BackendError(f"{node.type} {node.output} has no integer weights: train the integer lowering again")
+        x = self._integers(x)
+        unit = x.unit * layer.weight_scale
+        linear = Linear(layer, np.round(layer.weight / layer.weight_scale).astype(np.int64))
+        bias = layer.bias.reshape((-1, 1, 1) if isinstance(layer, Conv) else (-1,)) / unit
+        if np.any(x.bias):
+            whole = np.broadcast_to(np.asarray(x.bias, np.float64), (1, *x.shape))
+            bias = bias + replace(layer, weight=linear.weight, bias=np.zeros(len(linear.weight)))(whole)[0]
+        integers = self._step(linear, [x.integers], linear.range(self._ranges[x.integers]), node.output)
+        return _Value(integers, unit, self._network.shapes[node.output], bias)
+
+    def add(self, node: Node, a: _Value, b: _Value) -> _Value:
+        a, b = self._pair(node, a, b)
+        unit = min(a.unit, b.unit)
+        factors = round(a.unit / unit), round(b.unit / unit)
+        if any(abs(x.unit / unit / factor - 1) > RELATIVE_TOLERANCE for x, factor in zip((a, b), factors)):
+            raise BackendError(
+                f"{node.output} adds multiples of {a.unit:.6g} and of {b.unit:.6g}, of which neither is a multiple of the "
+                "other: quantise one of them with the other's scale"
+            )
+        integers = self._sum(node, a.integers, b.integers, factors)
+        bias = factors[0] * a.bias + factors[1] * b.bias
+        return _Value(integers, unit, self._network.shapes[node.output], bias)
+
+    def multiply(self, node: Node, a: _Value, b: _Value) -> _Value:
+        a, b = self._pair(node, a, b)
+        for value, name in zip((a, b), node.inputs):
+            if np.any(value.bias):
+                raise BackendError(f"{node.output} multiplies {name}, which is not quantised: quantise it first")
+        squares = []
+        for sign in (1, -1):
+            total = self._sum(node, a.integers, b.integers, (1, sign), sized=True)
+            highest = max(quarter_square(end) for end in self._ranges[total])
+            squares.append(self._step(Table(quarter_square), [total], (0, highest), node.output))
+        product = self._sum(node, squares[0], squares[1], (1, -1))
+        return _Value(product, a.unit * b.unit, self._network.shapes[node.output])
+
+    def _sum(self, node: Node, a: str, b: str, factors: tuple[int, int], sized: bool = False) -> str:
+        """sized: whether there is to be room for all values that there can be."""
+        ends = [[k * end for end in self._ranges[name]] for k, name in zip(factors, (a, b))]
+        low, high = sum(map(min, ends)), sum(map(max, ends))
+        bits = (signed_bits(low, high) if low < 0 else high.bit_length()) if sized else None
+        return self._step(Sum(factors, bits), [a, b], (low, high), node.output)
+
+    def _pair(self, node: Node, a: _Value, b: _Value) -> tuple[_Value, _Value]:
+        if len(a.shape) != len(b.shape):
+            raise BackendError(f"{node.output}: shapes {a.shape} and {b.shape} do not fit: reshape one of them")
+        return self._integers(a), self._integers(b)
+
+    def _integers(self, x: _Value) -> _Value:
+        """The value as integers: what it still has to go through becomes a table, of a rounded accumulator if it says so.
+
+        A constant that is added behind the last quantiser is a bias again.
+        """
+        if not x.then:
+            return x
+        if _is_shift(x.then[-1]):
+            return _biased(self._integers(replace(x, then=x.then[:-1])), x.then[-1])
+        key = (x.integers, tuple(map(id, x.then)))
+        if key not in self._tables:
+            self._tables[key] = self._table(x)
+        return self._tables[key]
+
+    def _table(self, x: _Value) -> _Value:
+        first, last = x.then[0], x.then[-1]
+        if not isinstance(last, Quantise):
+            raise BackendError(f"an activation ends with {type(last).__name__}: its output must be quantised")
+        source, function = x.integers, Activation(x.then, x.unit, x.bias)
+        if isinstance(first, Quantise) and len(x.then) > 1:
+            rounding = _rounding(first, x)
+            low, high = (end << rounding.dropped_bits for end in first.range)
+            source = self._step(rounding, [source], (low, high), f"{source} rounded")
+            function = Activation(x.then[1:], x.unit, 0.0)
+        integers = self._step(Table(function), [source], last.range, f"{x.integers} activated")
+        return _Value(integers, last.scale, x.shape)
+
+
+def _is_shift(operator: Operator) -> bool:
+    """Whether it adds a constant."""
+    return (
+        isinstance(operator, Polynomial)
+        and (operator.basis, operator.degree) == ("power", 1)
+        and bool(np.all(operator.coefficients[1] == 1))
+    )
+
+
+def _biased(x: _Value, shift: Operator) -> _Value:
+    """Integers, and the constant of a shift."""
+    assert isinstance(shift, Polynomial)
+    constant = shift.coefficients[0].reshape(-1, *[1] * (len(x.shape) - 1)) / x.unit
+    return replace(x, bias=x.bias + constant)
+
+
+def _rounding(quantise: Quantise, x: _Value) -> Rounding:
+    dropped = round(math.log2(quantise.scale / x.unit))
+    fits = abs(x.unit * 2.0**dropped / quantise.scale - 1) <= RELATIVE_TOLERANCE
+    if not quantise.signed or dropped < 0 or not fits:
+        raise BackendError("an accumulator is rounded to signed multiples of a power of two of its unit, nothing else")
+    return Rounding(quantise, np.round(x.bias).astype(np.int64), dropped)
+
+
+# How a node's value comes from those that it reads: the whole list of operators that an integer network may have.
+EVALUATED: dict[type, Callable[..., _Value]] = {
+    Gemm: _Planner.linear,
+    Conv: _Planner.linear,
+    AveragePool: _Planner.pool,
+    GlobalAveragePool: _Planner.pool,
+    Flatten: _Planner.view,
+    Reshape: _Planner.view,
+    Add: _Planner.add,
+    Mul: _Planner.multiply,
+    Polynomial: _Planner.polynomial,
+    Pow: _Planner.univariate,
+    Relu: _Planner.univariate,
+    Quantise: _Planner.univariate,
+}
 
 
 def split(plan: Plan, bits: int) -> Plan:
@@ -168,47 +468,23 @@ def split(plan: Plan, bits: int) -> Plan:
 
     A part takes as many inputs as fit, at least one: outputs 0, 1, … of the first part, then those of the second.
     """
-    last = plan.affines[-1]
-    if not isinstance(last.layer, Gemm):
+    last = plan.steps[-1] if plan.steps else None
+    if last is None or not isinstance(last.operation, Linear) or not isinstance(last.operation.layer, Gemm):
         return plan
-    tables = [step for step in plan.steps if isinstance(step, Table)]
-    source = tables[-1].layers[-1] if tables else next(layer for layer in plan.before if isinstance(layer, Quantise))
-    ends = np.sort(np.multiply.outer(source.range, last.weight), axis=0)  # type: ignore[union-attr]
+    whole = last.operation.weight
+    ends = np.sort(np.multiply.outer(plan.range(last.inputs[0]), whole), axis=0)
     parts, start = [], 0
-    for stop in range(1, last.weight.shape[1] + 1):
+    for stop in range(1, whole.shape[1] + 1):
         low, high = ends[:, :, start:stop].sum(2)
         if stop - start > 1 and signed_bits(int(low.min()), int(high.max())) > bits:
             parts.append(slice(start, stop - 1))
             start = stop - 1
     parts.append(slice(start, None))
-    weight = np.zeros((len(parts), *last.weight.shape), last.weight.dtype)
+    weight = np.zeros((len(parts), *whole.shape), whole.dtype)
     for part, inputs in zip(weight, parts, strict=True):
-        part[:, inputs] = last.weight[:, inputs]
-    return replace(plan, steps=(*plan.steps[:-1], replace(last, weight=weight.reshape(-1, last.weight.shape[1]))))
-
-
-def _affine(layer: Gemm | Conv, scale: float, after: list[Operator]) -> Affine:
-    """Takes the rounding `Quantise`, if there is one, from the start of `after`."""
-    if layer.weight_scale is None:
-        raise BackendError(f"{type(layer).__name__} has no integer weights: train the integer lowering again")
-    unit = scale * layer.weight_scale
-    weight = np.round(layer.weight / layer.weight_scale).astype(np.int64)
-    shape = (-1, 1, 1) if isinstance(layer, Conv) else (-1,)
-    rounds = len(after) > 1 and isinstance(after[0], Quantise)
-    affine = Affine(layer, weight, layer.bias.reshape(shape) / unit, unit, after.pop(0) if rounds else None)  # type: ignore[arg-type]
-    if affine.rounding and (
-        not affine.rounding.signed
-        or affine.dropped_bits < 0
-        or abs(unit * 2.0**affine.dropped_bits / affine.rounding.scale - 1) > RELATIVE_TOLERANCE
-    ):
-        raise BackendError("an accumulator is rounded to signed multiples of a power of two of its unit, nothing else")
-    return affine
-
-
-def _table(affine: Affine, layers: list[Operator]) -> Table:
-    if not isinstance(layers[-1], Quantise):
-        raise BackendError(f"an activation ends with {type(layers[-1]).__name__}: its output must be quantised")
-    return Table(tuple(layers), affine.unit, 0.0 if affine.rounding else affine.bias)
+        part[:, inputs] = whole[:, inputs]
+    linear = replace(last.operation, weight=weight.reshape(-1, whole.shape[1]))
+    return replace(plan, steps=(*plan.steps[:-1], replace(last, operation=linear)))
 
 
 # -- width of the accumulators -----------------------------------------------------------------------------------------
@@ -218,84 +494,94 @@ def _table(affine: Affine, layers: list[Operator]) -> Table:
 class Width:
     """Of one accumulator over the calibration images. bits: signed; read_bits: of them, those that the PBS reads.
 
+    rounding: to how many bits, or None. elements: how many there are in an image.
     reach: largest magnitude as a share of what `read_bits` hold after rounding; beyond 1 the table would be wrong.
     """
 
     bits: int
     read_bits: int
     elements: int
-    reach: float
+    reach: float = 1.0
+    rounding: int | None = None
 
 
 def widths(plan: Plan, images: np.ndarray) -> list[Width]:
-    """One for each affine layer, from a run on clear integers."""
-    found = []
-    for affine, x in zip(plan.affines, simulate(plan, plan.quantise(images)), strict=True):
-        low, high = int(x.min()), int(x.max())
-        bits = read = signed_bits(low, high)
-        reach = 1.0
-        if affine.rounding:
-            read = affine.rounding.bits
-            bits = affine.dropped_bits + read
-            reach = max(high, -low) / ((affine.rounding.range[1] + 0.5) * 2**affine.dropped_bits)
-        found.append(Width(bits, read, int(np.prod(x.shape[1:])), reach))
-    return found
+    """One for each table, and one for the result, from a run on clear integers."""
+    values = simulate(plan, plan.ends.quantise(images))
+    made = {step.output: step for step in plan.steps}
 
+    def width(name: str) -> Width:
+        operation, x = made[name].operation if name in made else None, values[name]
+        elements = int(np.prod(x.shape[1:]))
+        if isinstance(operation, Rounding):
+            x = values[made[name].inputs[0]] + operation.shift
+            room = (operation.quantise.range[1] + 0.5) * 2**operation.dropped_bits
+            reach = max(int(x.max()), -int(x.min())) / room
+            return Width(operation.bits, operation.quantise.bits, elements, reach, operation.quantise.bits)
+        bits = signed_bits(int(x.min()), int(x.max()))
+        if isinstance(operation, Sum) and operation.bits:
+            bits = operation.bits
+        return Width(bits, bits, elements)
 
-def simulate(plan: Plan, x: np.ndarray) -> list[np.ndarray]:
-    """The accumulators of each affine layer, on clear integers and without the errors of bootstrapping."""
-    found = []
-    for step in plan.steps:
-        if isinstance(step, Affine):
-            x = step.accumulate(x, convolve)
-            found.append(x)
-            if step.rounding:
-                unit = 2**step.dropped_bits
-                x = np.floor(x / unit + 0.5).astype(np.int64) * unit
-        else:
-            x = step(x)
-    return found
+    read = [step.inputs[0] for step in plan.steps if isinstance(step.operation, Table)]
+    return [width(name) for name in (*read, plan.result)]
 
 
 def signed_bits(low: int, high: int) -> int:
     return 1 + max(max(value, ~value).bit_length() for value in (low, high))
 
 
-def convolve(x: np.ndarray, weight: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> np.ndarray:
-    """`fhe.conv` on clear integers."""
-    layer = Conv(weight, np.zeros(len(weight)), tuple(strides), tuple(pads), group)
-    return np.round(layer(x.astype(np.float64))).astype(np.int64)
+# -- clear and encrypted integers --------------------------------------------------------------------------------------
 
 
-def function(plan: Plan, widths: Sequence[Width], exactness: Any) -> Callable[[Any], Any]:
-    """What Concrete compiles: integers (images, …) → accumulators of the last layer (images, outputs)."""
-    from concrete import fhe
+class Clear:
+    """Without the errors of bootstrapping."""
 
-    affines = dict(zip(map(id, plan.affines), widths, strict=True))
+    def convolve(self, x: np.ndarray, weight: np.ndarray, layer: Conv) -> np.ndarray:
+        clear = replace(layer, weight=weight, bias=np.zeros(len(weight)))
+        return np.round(clear(x.astype(np.float64))).astype(np.int64)
 
-    def convolve(x: Any, weight: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> Any:
-        """Concrete's compiler refuses the padding that its `fhe.conv` accepts."""
-        if any(pads):
-            top, left, bottom, right = pads
-            images, channels, height, width = x.shape
-            wider = fhe.zeros((images, channels, top + height + bottom, left + width + right))
-            wider[:, :, top : top + height, left : left + width] = x
-            x = wider
-        return fhe.conv(x, weight, strides=strides, group=group)
+    def round(self, x: np.ndarray, dropped_bits: int, bits: int) -> np.ndarray:
+        unit = 2**dropped_bits
+        return np.floor(x / unit + 0.5).astype(np.int64) * unit
 
-    def evaluate(x: Any) -> Any:
-        for step in plan.steps:
-            if isinstance(step, Affine):
-                x = step.accumulate(x, convolve)
-                if step.rounding:
-                    x = fhe.hint(x, bit_width=affines[id(step)].bits)
-                    x = fhe.round_bit_pattern(x, lsbs_to_remove=step.dropped_bits, exactness=exactness)
-                    # else calibration images that use half of the range or less get a table of zeros from Concrete
-                    x = fhe.hint(x, bit_width=affines[id(step)].bits)
-            elif isinstance(step, Table):
-                x = fhe.univariate(step.__call__)(x)
-            else:
-                x = x.reshape((x.shape[0], -1))
+    def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+        return function(x)
+
+    def wide(self, x: np.ndarray, bits: int) -> np.ndarray:
         return x
 
-    return evaluate
+
+def simulate(plan: Plan, x: np.ndarray) -> dict[str, np.ndarray]:
+    """All values, on clear integers."""
+    return plan.run(Clear(), x)
+
+
+def function(plan: Plan, exactness: Any) -> Callable[[Any], Any]:
+    """What Concrete compiles: integers (images, …) → the result (images, outputs)."""
+    from concrete import fhe
+
+    class Encrypted:
+        def convolve(self, x: Any, weight: np.ndarray, layer: Conv) -> Any:
+            """Concrete's compiler refuses the padding that its `fhe.conv` accepts."""
+            if any(layer.pads):
+                top, left, bottom, right = layer.pads
+                images, channels, height, width = x.shape
+                wider = fhe.zeros((images, channels, top + height + bottom, left + width + right))
+                wider[:, :, top : top + height, left : left + width] = x
+                x = wider
+            return fhe.conv(x, weight, strides=layer.strides, dilations=layer.dilations, group=layer.group)
+
+        def round(self, x: Any, dropped_bits: int, bits: int) -> Any:
+            if dropped_bits:
+                x = fhe.round_bit_pattern(self.wide(x, bits), lsbs_to_remove=dropped_bits, exactness=exactness)
+            # else calibration images that use half of the range or less get a table of zeros from Concrete
+            return self.wide(x, bits)
+
+        def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
+            return fhe.univariate(lambda integers: function(integers))(x)
+
+        def wide(self, x: Any, bits: int) -> Any:
+            return fhe.hint(x, bit_width=bits)
+
+    return lambda x: plan.run(Encrypted(), x)[plan.result]

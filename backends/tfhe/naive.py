@@ -13,7 +13,6 @@ from backends import frames
 from backends.api import BackendError, Job, Prepared
 from backends.tfhe import owner, parties, security
 from backends.tfhe.library import temporaries_in
-from models.network import AveragePool, Conv, Flatten, Gemm, Network, Relu
 
 BITS = 6  # of weights, activations and rounded accumulators alike
 
@@ -30,10 +29,12 @@ class NaiveOwner:
         from concrete.ml.deployment import FHEModelDev
         from concrete.ml.torch.compile import compile_torch_model
 
+        from models.torch_graph import to_torch
+
         with tempfile.TemporaryDirectory() as folder, temporaries_in(folder):
             try:
                 module = compile_torch_model(
-                    to_torch(job.network),
+                    to_torch(job.network).eval(),
                     owner.calibration(job.calibration),
                     n_bits=BITS,
                     rounding_threshold_bits={"n_bits": BITS, "method": "approximate"},
@@ -71,33 +72,3 @@ class NaiveClient(parties.Client):
 
     def _logits(self, integers: np.ndarray) -> np.ndarray:
         return np.asarray(self._model.dequantize_output(integers), np.float64)
-
-
-def to_torch(network: Network) -> Any:
-    """A torch module of a float network. Raises BackendError for other lowerings."""
-    import torch
-    from torch import nn
-
-    def weighted(module: Any, layer: Gemm | Conv) -> Any:
-        with torch.no_grad():
-            module.weight.copy_(torch.from_numpy(layer.weight))
-            module.bias.copy_(torch.from_numpy(layer.bias))
-        return module
-
-    modules = []
-    for layer in network.operators:
-        if isinstance(layer, Gemm):
-            modules.append(weighted(nn.Linear(*layer.weight.shape[::-1]), layer))
-        elif isinstance(layer, Conv):
-            outputs, inputs, *kernel = layer.weight.shape
-            options = {"stride": layer.strides, "padding": layer.pads[:2], "groups": layer.group}
-            modules.append(weighted(nn.Conv2d(inputs * layer.group, outputs, tuple(kernel), **options), layer))
-        elif isinstance(layer, AveragePool):
-            modules.append(nn.AvgPool2d(layer.kernel_shape, layer.strides))
-        elif isinstance(layer, Flatten | Relu):
-            modules.append(nn.Flatten() if isinstance(layer, Flatten) else nn.ReLU())
-        else:
-            raise BackendError(
-                "Concrete ML's plain recipe starts from a float network; this has " + type(layer).__name__
-            )
-    return nn.Sequential(*modules).eval()

@@ -16,7 +16,7 @@ import numpy as np
 from backends import frames
 from backends.api import BackendError, Job, Prepared
 from backends.tfhe import circuit, security
-from backends.tfhe.circuit import Ends, Plan, Width
+from backends.tfhe.circuit import Plan, Width
 from backends.tfhe.library import temporaries_in
 from models.network import AveragePool, Network
 
@@ -77,7 +77,7 @@ class Owner:
             counts = operations(compiled)
             used = parameters(compiled, specs, job.threads) | _choices(job.network, plan, widths, chosen)
         settings = {"identity": frames.identity(server).hex(), "batch": batch}
-        ends = {"input_shape": job.network.input_shape, "ends": Ends.of(plan).describe()}
+        ends = {"input_shape": job.network.input_shape, "ends": plan.ends.describe()}
         return Prepared(
             client=with_settings(client, settings | ends),
             server=with_settings(server, settings),
@@ -179,8 +179,8 @@ def _compile(plan: Plan, widths: Sequence[Width], job: Job, chosen: Options, bat
         compress_input_ciphertexts=True,
         loop_parallelize=job.threads > 1,
     )
-    integers = plan.quantise(calibration(job.calibration))
-    evaluate = circuit.function(plan, widths, getattr(fhe.Exactness, chosen.exactness.upper()))
+    integers = plan.ends.quantise(calibration(job.calibration))
+    evaluate = circuit.function(plan, getattr(fhe.Exactness, chosen.exactness.upper()))
     requests = [np.resize(integers[i:], (batch, *integers.shape[1:])) for i in range(0, len(integers), batch)]
     try:
         compiled = fhe.Compiler(evaluate, {"x": "encrypted"}).compile(requests, configuration)
@@ -249,14 +249,14 @@ def parameters(compiled: Any, specs: dict[str, Any], threads: int) -> dict[str, 
 
 
 def _choices(network: Network, plan: Plan, widths: Sequence[Width], chosen: Options) -> dict[str, Any]:
-    pooling = [layer.kernel_shape[0] for layer in plan.before if isinstance(layer, AveragePool)]
+    pooling = [layer.kernel_shape[0] for layer in plan.ends.before if isinstance(layer, AveragePool)]
     return asdict(chosen) | {
         "accumulator_bits": [width.bits for width in widths],
         "bootstrap_bits": [width.read_bits for width in widths[:-1]],
-        "rounding": [f"{a.rounding.bits} bits" if a.rounding else "none" for a in plan.affines[:-1]],
+        "rounding": [f"{width.rounding} bits" if width.rounding else "none" for width in widths[:-1]],
         "logit_parts": plan.parts,
         "client_pooling": pooling[0] if pooling else 1,
-        "encrypted_inputs": int(np.prod(plan.quantise(np.zeros((1, *network.input_shape))).shape)),
+        "encrypted_inputs": int(np.prod(plan.ends.quantise(np.zeros((1, *network.input_shape))).shape)),
     }
 
 

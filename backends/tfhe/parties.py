@@ -55,7 +55,7 @@ class _Party:
     def _unpack(self, kind: bytes, message: bytes) -> Ciphertext:
         frame = frames.unpack(kind, message, purpose=self._circuit, keys=self._key, batch=self._batch)
         (value,) = frames.exactly(1, frame.parts, "ciphertext")
-        with refusing("Concrete", "read this ciphertext"):
+        with refusing("Concrete", "read this ciphertext", value):
             return Ciphertext(fhe.Value.deserialize(bytes(value)), frame.images)
 
 
@@ -118,7 +118,7 @@ class Server(_Party):
         """Reads the keys; Concrete decompresses them when `infer` first uses them."""
         frame = frames.unpack(frames.KEYS, keys.get("evaluation", b""), purpose=self._circuit)
         (evaluation,) = frames.exactly(1, frame.parts, "set of evaluation keys")
-        with refusing("Concrete", "read these keys"):
+        with refusing("Concrete", "read these keys", evaluation):
             self._keys = fhe.EvaluationKeys.deserialize(bytes(evaluation))
         self._key = frame.keys
 

@@ -145,10 +145,10 @@ def _conditions(record: Record, seen: Conditions, usual_s: float) -> list[Findin
     elif abs(apart) > DRIFT:
         why = f"a fixed piece of work took {apart:+.0%} against the median of the run"
         found.append(Finding(record, "drift", why, abs(apart)))
-    if (seen.other_cores or 0) > OTHER_CORES:
+    if seen.other_cores is not None and seen.other_cores > OTHER_CORES:
         why = f"other processes kept {seen.other_cores:.1f} cores busy"
         found.append(Finding(record, "load", why, seen.other_cores))
-    if (seen.steal_share or 0) > STEAL_SHARE:
+    if seen.steal_share is not None and seen.steal_share > STEAL_SHARE:
         why = f"{seen.steal_share:.0%} of the CPU time went to other virtual machines"
         found.append(Finding(record, "steal", why, seen.steal_share))
     return found

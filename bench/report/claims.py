@@ -1,4 +1,4 @@
-"""Published figures beside what was measured here. The figures are data, with their sources: ``bench/claims.toml``."""
+"""Published figures beside what was measured here. The figures are data, with their sources: ``claims.toml``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.report.layout import Trial
 from bench.report.quantity import interval, times, with_unit
 from bench.report.table import COLUMNS
 
-FILE = Path(__file__).parent.parent / "claims.toml"
+FILE = Path(__file__).parent / "claims.toml"
 ACCURACY = "accuracy_encrypted"
 MORE_IS_BETTER = (ACCURACY, "throughput_images_per_s")
 

@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from matplotlib.typing import FillStyleType
 
 from bench.report.layout import Trial, label, values_of
 from bench.report.page import TEMPLATES, markers_of
@@ -28,7 +29,7 @@ MARKERS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "triangle-down": "v",
     "hexagon": "h", "star-square": "X",
 }  # fmt: skip
-FILLS = ("full", "none", "left", "bottom")  # of the first, second, … model
+FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "bottom")  # of the first, second, … model
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
          "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85",
          "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip

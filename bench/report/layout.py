@@ -204,7 +204,7 @@ def cell(trial: Trial, name: str) -> tuple[str, str]:
     if isinstance(value, str):
         return (value[:12] if name == "git_commit" else value), ""
     low, high = (trial.get(f"{name.removesuffix('_median')}_{end}") for end in ("low", "high"))
-    return with_unit(value, unit), "" if low is None else interval(low, high, unit)
+    return with_unit(value, unit), "" if low is None or high is None else interval(low, high, unit)
 
 
 def _words(name: str) -> str:

@@ -30,7 +30,7 @@ from bench.report.table import COLUMNS
 from bench.report.verdict import verdict
 from bench.session import REQUEST
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 FILTERS = tuple(axis for axis in AXES if axis != "seed")
 RAW_RECORDS_BYTES = 4_000_000  # in the page; above it, records are cut and the whole ones are in their files
 
@@ -91,7 +91,9 @@ def markers_of(backends: list[str]) -> dict[str, dict[str, Any]]:
     """Colour (0: neutral, for the reference) and symbol of each backend: no two share both."""
     names = list(SYMBOLS)
     others = [b for b in backends if b != CLEAR]
-    found = {b: {"colour": i % COLOURS + 1, "symbol": names[1:][i % (len(names) - 1)]} for i, b in enumerate(others)}
+    found: dict[str, dict[str, Any]] = {
+        b: {"colour": i % COLOURS + 1, "symbol": names[1:][i % (len(names) - 1)]} for i, b in enumerate(others)
+    }
     if CLEAR in backends:
         found[CLEAR] = {"colour": 0, "symbol": names[0]}
     return {b: found[b] | {"path": SYMBOLS[found[b]["symbol"]]} for b in backends}

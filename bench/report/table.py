@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,7 +25,7 @@ from bench.metrics import (
     quality,
     throughput,
 )  # fmt: skip
-from bench.record import Record, Stage
+from bench.record import Record
 from bench.sampling import half_width
 from bench.session import ONCE, OPTIONAL, REQUEST, SERVER_REQUEST
 
@@ -297,8 +297,9 @@ def _classes(found: list[ClassQuality], kind: str) -> dict[str, Any]:
 def _amortised(found: dict[str, Any]) -> dict[str, Any]:
     """From the columns found so far; nothing that lacks one of its parts."""
     figures = {}
-    walls = [found.get(f"{name}_wall_s") for name in ("keygen", "load_keys")]
-    each, ends = found.get("request_wall_s_median"), [found.get(f"{name}_bytes") for name in ("request", "response")]
+    walls: list[Any] = [found.get(f"{name}_wall_s") for name in ("keygen", "load_keys")]
+    ends: list[Any] = [found.get(f"{name}_bytes") for name in ("request", "response")]
+    each = found.get("request_wall_s_median")
     for n in QUERIES:
         if each is not None and None not in walls:
             figures[f"request_wall_s_over_{n}"] = amortised(sum(walls), each, n)
@@ -344,11 +345,12 @@ def _timings(record: Record) -> dict[str, Any]:
     return figures
 
 
-def totals(record: Record, stages: dict[str, tuple[str, str, str]]) -> list[float]:
+def totals(record: Record, stages: Mapping[str, tuple[str, str, str]]) -> list[float]:
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
     found = {prefix: record.stage(role, name) for prefix, (role, name, _) in stages.items()}
-    timed: list[Stage | None] = [stage for prefix, stage in found.items() if stage or prefix not in OPTIONAL]
-    if any(stage is None for stage in timed) or len({len(stage.wall_s) for stage in timed}) > 1:
+    timed = [stage for stage in found.values() if stage]
+    lacking = any(stage is None and prefix not in OPTIONAL for prefix, stage in found.items())
+    if lacking or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
     return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
 
@@ -375,7 +377,7 @@ def _peaks(record: Record) -> dict[str, int | None]:
 
 def _kept(record: Record) -> dict[str, int | None]:
     stages = {column: record.stage(role, name) for column, (role, name, _) in KEPT.items()}
-    return {column: stage and stage.kept_rss_bytes for column, stage in stages.items()}
+    return {column: stage.kept_rss_bytes if stage else None for column, stage in stages.items()}
 
 
 def _parameters(record: Record) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -27,7 +27,7 @@ SHOWN = [h for h in SUMMARY if h.column not in ("agreement", "response_bytes", "
 
 
 def fitting(
-    console: Console, titles: Sequence[str], rows: Iterable[Sequence[str | Text | Group]], left: Iterable[str] = ()
+    console: Console, titles: Sequence[str], rows: Iterable[Sequence[str | Text | Group]], left: Collection[str] = ()
 ) -> RenderableType:
     """A table or, where the console is too narrow for its words, a list: each row's first cell, then its others with titles.
 

@@ -95,7 +95,7 @@ def _most_accurate(trials: list[Figures]) -> str:
 def _work(trial: Figures, column: str) -> tuple[str, ...]:
     """What must be equal for a comparison of this column to be fair. Costs are those of one request: only accuracy
     depends on which images were asked for."""
-    names = ("task", "workload", "scenario", "model_privacy", "threads", "host")
+    names: tuple[str, ...] = ("task", "workload", "scenario", "model_privacy", "threads", "host")
     names += ("images_asked", "seed") if column == ACCURACY else ()
     return tuple(str(trial.get(name)) for name in names)
 

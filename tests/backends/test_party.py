@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends import frames, wire
+from backends import wire
 from backends.api import BackendError, MessageError
 from backends.party import OPERATIONS, Role
 from tests.backends.test_wire import numbers, values
@@ -73,7 +73,6 @@ def test_calls_that_make_no_sense_are_refused_and_the_party_lives(client: socket
     }.items():
         refusal = ask(client, operation)
         assert refusal["error"] == "MessageError" and reason in refusal["reason"]
-    assert "error" not in ask(client, "load", artifact=frames.pack(frames.CLIENT, [b"", b""]))
     refusal = ask(client, "encrypt", images=b"no array")
     assert "malformed arguments of encrypt: malformed array" in refusal["reason"]
     assert "error" not in ask(client, "encrypt", images=wire.array_to_bytes(np.zeros((1, 1, 28, 28), np.float32)))

@@ -1,7 +1,8 @@
 """The plans of the shipped networks are those that were measured: a change of the planner that changes them says so here.
 
-``plans.json`` was written by the planner that the figures of reports/reference were measured with. Planning a deep network
-takes long, so only one of them is planned by default.
+``plans.json`` was written by the planner that the figures of reports/reference were measured with; the plans of
+image-in-slot requests by the one that first evaluated them on residues. Planning a deep network takes long, so only one is
+planned by default.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from backends import registry
 from backends.registry import UnknownBackend, backends, resolve
-from models.network import LOWERINGS
+from models.network import LOWERINGS, OPERATORS
 
 ROOT = Path(__file__).parents[2]
 GOOD = 'title = "theirs"\nscheme = "CKKS"\nlowering = "polynomial"\n'
@@ -24,7 +25,8 @@ def test_description_is_complete(name: str) -> None:
     assert info.name == name and info.title and info.scheme
     assert info.lowering in LOWERINGS
     assert info.distributions or info.test_only
-    assert "" in (info.variants or {"": ""}), "the default variant has no line"
+    assert "" in info.variants, "the default variant has no line"
+    assert set(info.operators or ()) <= set(OPERATORS)
 
 
 def test_listing_imports_no_backend_and_no_numpy() -> None:
@@ -91,7 +93,8 @@ def test_entry_point_of_another_package(plugin: str) -> None:
         ("theirs", GOOD + 'variants = ["fast"]\n', "Expected `object | null`, got `array`"),
         ("theirs", GOOD + '[variants]\nfast = "x"\n', "variants lack the default one"),
         ("theirs", GOOD + '[variants]\n"" = "x"\n"a/b" = "x"\n', "matching regex"),
-        ("theirs", GOOD + '[variants]\n"" = "x"\n[lowerings]\nfast = "float"\n', "lowerings name fast"),
+        ("theirs", GOOD + '[variants]\n"" = "x"\nfast = {lowering = "float"}\n', "missing required field `about`"),
+        ("theirs", GOOD + 'scenarios = ["online"]\n', "Invalid enum value 'online'"),
         ("clear", GOOD, "backends.clear has this name"),
         ("a/b", GOOD, "a name is a letter"),
         ("../../esc", GOOD, "a name is a letter"),
@@ -118,3 +121,25 @@ def test_an_entry_point_that_names_no_package(plugin: str, monkeypatch: pytest.M
     point = EntryPoint("theirs", value, registry.ENTRY_POINT_GROUP)
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert "theirs" not in backends() and len(registry.broken()) == 1
+
+
+def test_a_variant_differs_where_it_says_so() -> None:
+    usual, naive, relu = (resolve(spec)[0] for spec in ("openfhe", "openfhe:naive", "openfhe:relu"))
+    assert (usual.lowering, naive.lowering, relu.lowering) == ("polynomial", "polynomial", "float")
+    assert naive.scenarios == ("single-stream",) and usual.scenarios == ("single-stream", "offline") == relu.scenarios
+
+
+@pytest.mark.parametrize(
+    "asked, reason",
+    [
+        (("single-stream", "plain", ("Gemm", "Relu")), ""),
+        (("offline", "plain"), "does not have the scenario offline, only single-stream"),
+        (("single-stream", "encrypted"), "does not have model privacy encrypted, only plain"),
+        (("single-stream", "plain", ("Gemm", "Mul", "Add")), "does not evaluate Add, Mul, only Gemm, Relu"),
+    ],
+)
+def test_what_is_not_supported_is_said(asked: tuple, reason: str) -> None:
+    info = dataclasses.replace(
+        backends()["clear"], scenarios=("single-stream",), model_privacy=("plain",), operators=("Gemm", "Relu")
+    )
+    assert reason in info.refuses(*asked) and bool(info.refuses(*asked)) == bool(reason)

@@ -1,20 +1,40 @@
 """The three roles in one process, with nothing but bytes between them, on a network of 16 inputs."""
 
 import dataclasses
+import hashlib
 import json
+import socket
 import zipfile
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends import frames
+from backends import frames, wire
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, owner, security
-from models import tasks, zoo
-from models.network import AveragePool, Conv, Flatten, Gemm, Network, Polynomial, Quantise, Relu, chain
+from models import ptq, tasks, zoo
+from models.network import (
+    Add,
+    AveragePool,
+    Conv,
+    Flatten,
+    Gemm,
+    GlobalAveragePool,
+    Input,
+    Mul,
+    Network,
+    Node,
+    Polynomial,
+    Pow,
+    Quantise,
+    Relu,
+    Reshape,
+    chain,
+)
 
 SHAPE = (1, 4, 4)
 IMAGES = np.random.default_rng(0).uniform(0, 1, (300, *SHAPE)).astype(np.float32)
@@ -79,6 +99,92 @@ def convolutional() -> Network:
     return chain("polycnn", "tiny", "integer", SHAPE, layers)
 
 
+def graph(nodes: list[tuple], result: str) -> Network:
+    """nodes: (operator, names of its inputs, name)"""
+    made = tuple(Node(operator, tuple(inputs.split()), name) for operator, inputs, name in nodes)
+    return Network("own", "tiny", "integer", (Input("image", SHAPE),), made, (result,))
+
+
+def residual() -> Network:
+    """A block whose input joins its second convolution again: units 1 to 4, one accumulator rounded for one activation."""
+    rng = np.random.default_rng(5)
+
+    def conv(*shape: int, pads: int = 1) -> Conv:
+        weight = rng.integers(-1, 2, shape).astype(float) / 4
+        return Conv(weight, np.zeros(shape[0]) + 0.25 / 4, pads=(pads,) * 4, weight_bits=2, weight_scale=0.25)
+
+    first = Conv(
+        rng.integers(-1, 2, (2, 1, 2, 2)).astype(float), rng.normal(size=2), (2, 2), weight_bits=2, weight_scale=1.0
+    )
+    return graph(
+        [
+            (Quantise(1 / 3, 2), "image", "q"),
+            (first, "q", "c1"),
+            (Relu(), "c1", "r1"),
+            (Quantise(1.0, 2), "r1", "x"),
+            (conv(2, 2, 3, 3), "x", "c2"),
+            (Pow(2), "c2", "p"),
+            (Quantise(1.0, 2), "p", "s"),
+            (conv(2, 2, 3, 3), "s", "c3"),
+            (Add(), "x c3", "sum"),
+            (Quantise(0.5, 5, signed=True), "sum", "rounded"),
+            (Relu(), "rounded", "r2"),
+            (Quantise(1.0, 2), "r2", "y"),
+            (Flatten(), "y", "flat"),
+            (Gemm(rng.integers(-3, 4, (3, 8)) * 0.5, rng.normal(size=3), 3, 0.5), "flat", "logits"),
+        ],
+        "logits",
+    )
+
+
+def gate() -> Network:
+    """Squeeze and excitation: channels are multiplied by what a small layer makes of their means."""
+    rng = np.random.default_rng(6)
+    first = Conv(rng.integers(-1, 2, (2, 1, 2, 2)).astype(float), np.zeros(2), (2, 2), weight_bits=2, weight_scale=1.0)
+    return graph(
+        [
+            (Quantise(1 / 3, 2), "image", "q"),
+            (first, "q", "c1"),
+            (Relu(), "c1", "r1"),
+            (Quantise(0.5, 3), "r1", "x"),
+            (GlobalAveragePool(), "x", "mean"),
+            (Flatten(), "mean", "means"),
+            (Gemm(np.array([[1.0, -1], [1, 1]]), np.array([0.3, 0.1]), 2, 1.0), "means", "excited"),
+            (Polynomial(np.array([0.5, 0.25])), "excited", "sigmoid"),
+            (Quantise(1 / 3, 2), "sigmoid", "weights"),
+            (Reshape((2, 1, 1)), "weights", "gate"),
+            (Mul(), "x gate", "scaled"),
+            (AveragePool((2, 2), (2, 2)), "scaled", "pooled"),
+            (Flatten(), "pooled", "flat"),
+            (Gemm(rng.integers(-3, 4, (3, 2)) * 0.5, rng.normal(size=3), 3, 0.5), "flat", "logits"),
+        ],
+        "logits",
+    )
+
+
+def real(kind: str) -> Network:
+    """A residual block with squares or a gate, with real weights, as a user trains them."""
+    rng = np.random.default_rng(7)
+
+    def conv(size: int, mean: float, **options) -> Conv:
+        return Conv(rng.normal(mean, 1, (1, 1, size, size)), rng.normal(size=1) / 4, **options)
+
+    stem = [(conv(2, 0.5, strides=(2, 2)), "image", "c1"), (Relu(), "c1", "x")]
+    if kind == "residual":
+        body = [(conv(3, 0, pads=(1,) * 4), "x", "c2"), (Pow(2), "c2", "square"), (Add(), "x square", "y")]
+    else:
+        body = [
+            (GlobalAveragePool(), "x", "mean"),
+            (Flatten(), "mean", "means"),
+            (Gemm(np.full((1, 1), 1.5), np.zeros(1)), "means", "excited"),
+            (Relu(), "excited", "weights"),
+            (Reshape((1, 1, 1)), "weights", "gate"),
+            (Mul(), "x gate", "y"),
+        ]
+    end = [(Flatten(), "y", "flat"), (Gemm(rng.normal(size=(3, 4)), rng.normal(size=3)), "flat", "logits")]
+    return dataclasses.replace(graph([*stem, *body, *end], "logits"), lowering="float")
+
+
 def steady_images(network: Network) -> np.ndarray:
     """Images none of whose accumulators is near to where rounding turns to the next level; different logits first.
 
@@ -87,10 +193,11 @@ def steady_images(network: Network) -> np.ndarray:
     images = np.random.default_rng(1).uniform(0, 1, (50_000, *SHAPE)).astype(np.float32)
     plan = circuit.plan(network)
     steady = np.ones(len(images), bool)
-    for affine, accumulators in zip(plan.affines, circuit.simulate(plan, plan.quantise(images)), strict=True):
-        if affine.rounding:
-            position = accumulators.reshape(len(images), -1) / 2**affine.dropped_bits % 1
-            steady &= (np.abs(position - 0.5) >= 0.25).all(1)
+    values = circuit.simulate(plan, plan.ends.quantise(images))
+    for step in plan.steps:
+        if isinstance(step.operation, circuit.Rounding):
+            accumulators = (values[step.inputs[0]] + step.operation.shift).reshape(len(images), -1)
+            steady &= (np.abs(accumulators / 2**step.operation.dropped_bits % 1 - 0.5) >= 0.25).all(1)
     images = images[steady]
     _, different = np.unique(network.forward(images), axis=0, return_index=True)
     return np.concatenate([images[different], images])
@@ -138,14 +245,64 @@ def test_encrypted_logits_are_those_of_the_network(parties, prepared, network):
     assert np.abs(encrypted - clear).max() < 1.0  # a level that turned is a neighbour
 
 
-@pytest.mark.parametrize("make", [tiny, exact, convolutional])
+def clear(plan: circuit.Plan, images: np.ndarray) -> np.ndarray:
+    """Logits of what is compiled, on clear integers."""
+    return plan.ends.logits(circuit.simulate(plan, plan.ends.quantise(images))[plan.result])
+
+
+@pytest.mark.parametrize("make", [tiny, exact, convolutional, residual, gate])
 def test_circuit_is_exactly_the_network(make):
-    """What is compiled, on clear integers: every logit, every image."""
+    """Every logit, every image."""
     network = make()
-    plan = circuit.plan(network)
-    logits = circuit.Ends.of(plan).logits(circuit.simulate(plan, plan.quantise(IMAGES))[-1])
+    logits = clear(circuit.plan(network), IMAGES)
     np.testing.assert_allclose(logits, network.forward(IMAGES), atol=1e-9)
     assert logits.std(0).max() > 0.05
+
+
+def test_plans_of_shipped_networks_stay_what_they_were():
+    """Widths, units, tables and logits by the first version, which knew chains only."""
+    expected = json.loads(Path(__file__).with_name("tfhe_plans.json").read_text())
+    images = tasks.normalise(tasks.load(tasks.task("digits")).train.images[:64])
+    for name, values in expected.items():
+        model, task = name.split("/")
+        assert summary(circuit.plan(zoo.network(model, tasks.task(task), "integer")), images) == values, name
+
+
+def summary(plan: circuit.Plan, images: np.ndarray) -> dict:
+    def digest(array: np.ndarray) -> str:
+        return hashlib.sha256(np.ascontiguousarray(array).astype(np.int64).tobytes()).hexdigest()[:16]
+
+    sent = plan.ends.quantise(images)
+    values = circuit.simulate(plan, sent)
+    rounded = [step for step in plan.steps if isinstance(step.operation, circuit.Rounding)]
+    tables = [step.operation.function for step in plan.steps if isinstance(step.operation, circuit.Table)]
+    accumulators = [*(values[step.inputs[0]] + step.operation.shift for step in rounded), values[plan.result]]
+    return {
+        "widths": [[w.bits, w.read_bits, w.elements, round(w.reach, 6)] for w in circuit.widths(plan, images)],
+        "units": [*(table.unit for table in tables), plan.ends.output_unit],
+        "dropped": [*(step.operation.dropped_bits for step in rounded), 0],
+        "input": digest(sent),
+        "accumulators": [digest(x) for x in accumulators],
+        "parts": circuit.split(plan, 8).parts,
+        "logits": digest(np.round(plan.ends.logits(values[plan.result]) * 1e6)),
+    }
+
+
+@pytest.mark.slow
+def test_compiled_shipped_network_stays_what_it_was():
+    task = tasks.task("digits")
+    images = tasks.normalise(tasks.load(task).train.images[:256])
+    network = zoo.network("fcnn@fast", task, "integer")
+    prepared = Owner().prepare(Job(network, threads=2, calibration=images))
+    assert prepared.operations == {
+        "programmable_bootstrap": 16,
+        "key_switch": 16,
+        "clear_multiplication": 3456,
+        "clear_addition": 48,
+        "encrypted_addition": 3456,
+    }
+    assert prepared.parameters["complexity"] == 1585139520
+    assert prepared.parameters["lwe_dimensions"] == [2048, 780]
 
 
 @settings(deadline=None, max_examples=50)
@@ -153,10 +310,8 @@ def test_circuit_is_exactly_the_network(make):
 def test_split_logits_are_narrow_and_add_up(hidden, bits, seed):
     whole = circuit.plan(tiny(hidden, seed))
     parts = circuit.split(whole, bits)
-    x = whole.quantise(IMAGES)
-    expected, sent = circuit.simulate(whole, x)[-1], circuit.simulate(parts, x)[-1]
-    np.testing.assert_array_equal(circuit.Ends.of(parts).logits(sent), circuit.Ends.of(whole).logits(expected))
-    last = parts.affines[-1].weight
+    np.testing.assert_array_equal(clear(parts, IMAGES), clear(whole, IMAGES))
+    last = parts.steps[-1].operation.weight
     for part in last.reshape(parts.parts, 3, hidden):
         widest = circuit.signed_bits(0, int(3 * np.abs(part).sum(1).max()))  # activations of 3 bits are -3 … 3
         assert widest <= bits or np.count_nonzero(part.any(0)) == 1
@@ -195,15 +350,24 @@ def test_no_activation_becomes_constant():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [exact, convolutional])
+@pytest.mark.parametrize("make", [exact, convolutional, residual, gate])
 def test_other_networks_run_encrypted(make):
     assert_encrypted_is_clear(make())
 
 
-def assert_encrypted_is_clear(network: Network) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["residual", "gate"])
+def test_networks_quantised_after_training_run_encrypted(kind):
+    images = (IMAGES * 255).astype(np.uint8)
+    network = ptq.quantise(real(kind), images)
+    assert max(width.read_bits for width in circuit.widths(circuit.plan(network), images / 255)[:-1]) <= 6
+    assert_encrypted_is_clear(network, p_error=1e-6)
+
+
+def assert_encrypted_is_clear(network: Network, p_error: float = 1e-15) -> None:
     images = steady_images(network)[:6]
     assert len(images) > 1
-    parties = Parties(Owner().prepare(Job(network, calibration=IMAGES, options={"p_error": 1e-15})))
+    parties = Parties(Owner().prepare(Job(network, calibration=IMAGES, options={"p_error": p_error})))
     encrypted = np.concatenate([parties.logits(image[None]) for image in images])
     np.testing.assert_allclose(encrypted, network.forward(images), atol=1e-4)
 
@@ -309,6 +473,15 @@ def test_messages_of_another_kind_or_count_are_refused(parties):
             server.deserialise(frames.pack(frames.REQUEST, parts, **values))
 
 
+def test_a_closed_connection_is_an_exception_while_concrete_is_in_the_process(parties):
+    """Its runtime takes SIGPIPE for the end of the process."""
+    parties.logits(IMAGES[:1])
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, pytest.raises(BrokenPipeError):
+        wire.send(ours, wire.Message({"operation": "infer"}))
+
+
 def test_damaged_artifacts_are_refused(prepared):
     for party, artifact in ((Client(), prepared.client), (Server(), prepared.server)):
         with pytest.raises(MessageError, match="prepare the model again"):
@@ -354,6 +527,43 @@ def test_accumulators_are_rounded_to_powers_of_two_only():
     layers[4] = Quantise(layers[4].scale * 0.9, 4, signed=True)
     with pytest.raises(BackendError, match="power of two"):
         circuit.plan(tiny().with_operators(layers))
+
+
+@pytest.mark.parametrize(
+    "operators, inputs, message",
+    [
+        ((Add(),), ("x", "odd"), "multiples of 0.5 and of 0.7.* quantise one of them"),
+        ((Mul(),), ("x", "c1"), "multiplies c1, which is not quantised"),
+        ((Relu(), Add()), ("x", "x"), "ends with Relu: its output must be quantised"),
+        ((AveragePool((2, 2), (1, 1), (1, 1, 0, 0)),), ("x",), "padded windows of different sizes"),
+    ],
+)
+def test_what_integers_cannot_do_is_refused_with_a_cure(operators, inputs, message):
+    conv = Conv(np.ones((1, 1, 2, 2)), np.ones(1), (2, 2), weight_bits=2, weight_scale=1.0)
+    nodes = [
+        (Quantise(1 / 3, 2), "image", "q"),
+        (conv, "q", "c1"),
+        (Relu(), "c1", "r"),
+        (Quantise(0.5, 3), "r", "x"),
+        (Quantise(0.7, 3), "r", "odd"),
+    ]
+    first, second = inputs[0], inputs[-1]
+    if isinstance(operators[0], Relu):
+        nodes.append((operators[0], "x", "bare"))
+        first = "bare"
+    last = operators[-1]
+    nodes.append((last, f"{first} {second}" if isinstance(last, Add | Mul) else first, "y"))
+    nodes.append((Flatten(), "y", "flat"))
+    with pytest.raises(BackendError, match=message):
+        circuit.plan(graph(nodes, "flat"))
+
+
+def test_products_of_wide_values_are_refused_with_the_reason():
+    wide = Quantise(1 / 64, 7)
+    nodes = (dataclasses.replace(n, operator=wide) if n.output == "weights" else n for n in gate().nodes)
+    network = dataclasses.replace(gate(), nodes=tuple(nodes))
+    with pytest.raises(BackendError, match="read accumulators of 8 bits"):
+        Owner().prepare(Job(network, calibration=IMAGES))
 
 
 def test_other_lowerings_and_missing_calibration_are_refused(network):

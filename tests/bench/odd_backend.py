@@ -91,7 +91,9 @@ class Server(clear.Server):
             for prefix in ([], ["env", "-i"]):  # daemons, of which the second hides where it comes from
                 sleep = f"import time; time.sleep(3600 + {os.getppid()})"
                 subprocess.Popen([*prefix, sys.executable, "-c", sleep], start_new_session=True)
-            orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+            orphan = (
+                "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+            )
             subprocess.run([sys.executable, "-c", orphan, sleep], start_new_session=True, check=True)
         if self._variant == "child":
             work = f"import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ntime.sleep(3600 + {os.getppid()})"

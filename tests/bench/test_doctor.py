@@ -10,7 +10,7 @@ from bench import doctor
 
 
 def test_a_library_that_works() -> None:
-    finding = doctor._library("numpy", "numpy")
+    finding = doctor._library("numpy", lambda: "")
     assert finding.ok and not finding.cure and "extensions for CPython 310" in finding.found
 
 
@@ -23,8 +23,22 @@ def test_a_library_that_works() -> None:
     ],
 )
 def test_a_library_that_does_not(distribution: str, module: str, found: str) -> None:
-    finding = doctor._library(distribution, module)
+    finding = doctor._library(distribution, lambda: doctor._import([module])[0])
     assert finding.ok is False and found in finding.found and finding.cure
+
+
+def test_one_that_fails_hides_no_other() -> None:
+    found = doctor._import(["json", "no_such_module", "os; print('noise')", "os; os.abort()", "re"])
+    assert [bool(wrong) for wrong in found] == [False, True, False, True, False]
+    assert "no_such_module" in found[1] and found[3] == "cannot be imported: exit code -6"
+
+
+def test_each_library_is_imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(doctor, "_import", lambda modules: [asked.append(module) or "" for module in modules])
+    findings = [finding.subject for finding in doctor.findings(None)]
+    assert sorted(asked) == sorted(set(asked)) and {"torch", "concrete.fhe", "openfhe"} <= set(asked)
+    assert set(doctor.LIBRARIES) <= set(findings)
 
 
 def test_data_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

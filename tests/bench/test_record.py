@@ -135,7 +135,7 @@ def test_the_record_of_a_lost_machine_is_replaced_by_that_of_any_other(tmp_path:
 def test_one_writer_at_a_time_and_leftovers_of_killed_ones_are_removed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with writer_of(run):
-        (run / f"{TEMPORARY}x").write_text("half")
+        (run / f"{TEMPORARY}a1b2c3d4").write_text("half")
         with pytest.raises(RunError, match=f"another run writes to {run}"), writer_of(run):
             pass
     with writer_of(run):

@@ -126,10 +126,3 @@ def test_the_source_of_a_result_includes_the_readers_of_its_network(
     digests.append(machine.source_sha256(backend))
     machine._source_sha256.cache_clear()
     assert digests[0] == digests[1] != digests[2]
-
-
-def test_no_two_trials_share_a_log() -> None:
-    changes = ({}, {"backend": "fake"}, {"model": "other"}, {"task": "other"}, {"scenario": "offline"},
-               {"model_privacy": "encrypted"}, {"threads": 2}, {"images": 8}, {"seed": 1})  # fmt: skip
-    names = {runner.log_name(msgspec.structs.replace(TRIAL, **change)) for change in changes}
-    assert len(names) == len(changes)

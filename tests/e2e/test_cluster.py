@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,24 @@ def test_workers_that_take_several_trials_at_once_are_refused(bench: CommandLine
     assert done.returncode == 1 and "--nthreads 1 --resources trial=1" in done.stderr
 
 
-@pytest.mark.parametrize("address", [pytest.param("tcp://127.0.0.1:9", marks=pytest.mark.slow), "nonsense://"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        pytest.param("tcp://127.0.0.1:9", marks=pytest.mark.slow),
+        "nonsense://",
+        "tcp://no-such-host.invalid:80",
+        "tcp://127.0.0.1",
+        "tls://127.0.0.1:9",
+        "ucx://127.0.0.1:9",
+    ],
+)
 def test_nobody_answers(bench: CommandLine, tmp_path: Path, address: str) -> None:
     done = bench("run", "--backend", "clear", *OPTIONS, "--cluster", address, "--out", tmp_path)
+    assert done.returncode == 1 and f"no Dask scheduler with a worker answers at {address}" in done.stderr
+
+
+def test_who_accepts_and_is_silent_is_given_up(bench: CommandLine, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        done = bench("run", "--backend", "clear", *OPTIONS, "--cluster", address, "--out", tmp_path)
     assert done.returncode == 1 and f"no Dask scheduler with a worker answers at {address}" in done.stderr

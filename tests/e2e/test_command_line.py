@@ -209,14 +209,14 @@ def test_check_explains_what_is_unstable(bench: CommandLine, tmp_path: Path) -> 
     done = bench("check", tmp_path)
     assert done.returncode == 1 and "a fixed piece of work took +60% after the trial" in done.stdout
     empty = bench("check", tmp_path / "nothing")
-    assert empty.returncode == 1 and "nothing was measured" in empty.stderr
+    assert empty.returncode == 1 and "no records in" in empty.stderr
 
 
 @pytest.mark.parametrize("privacy", ["plain", "encrypted"])
 def test_explain_shows_the_plan_and_runs_it(bench: CommandLine, privacy: str) -> None:
     done = bench("explain", "--backend", "ckks", "--task", "digits", "--model-privacy", privacy, "--threads", 1)
     assert done.returncode == 0, done.stderr
-    assert "ring_dimension: " in done.stdout and "affine 2" in done.stdout
+    assert "ring_dimension: " in done.stdout and "Gemm_3" in done.stdout
     error = re.search(r"worst logit error against the network in the clear (\S+)", done.stdout)
     assert error and 0 < float(error[1]) < 0.05
 

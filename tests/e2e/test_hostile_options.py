@@ -25,6 +25,7 @@ WRONG = [
     ("run --bandwidth=", "'--bandwidth'"),
     (f"run --bandwidth {'9' * 400}Gbit", "'--bandwidth'"),
     ("run --out=", "'--out': a path, not nothing"),
+    ("run --cluster=", "'--cluster': an address"),
     ("run --backend ,", "'--backend': a name, not nothing"),
     ("run --task ,", "'--task': a name, not nothing"),
     ("run --backend clear:", "backend 'clear' has no variant ''"),
