@@ -143,11 +143,12 @@ def chosen(found: Features, task: Task, steps: int = 0, rate: float = 0.0) -> Tr
         degree = regression.degree_for(most)
         with np.errstate(all="ignore"):
             history = regression.descent(inputs, targets, most, tried, regression.polynomial(degree))
-            for done in range(steps or 2, most + 1):
-                if np.abs(inputs @ history[done - 1].T).max() > regression.RANGE:
+            for done in range(1, most + 1):
+                if not np.abs(inputs @ history[done - 1].T).max() <= regression.RANGE:  # nor a number
                     break  # where the polynomial is no sigmoid
                 loss = -log_expit(wanted * (validation @ history[done - 1].T)).mean()
-                options.append((loss, done, tried, degree))
+                if done == steps or (not steps and done > 1):
+                    options.append((loss, done, tried, degree))
     if not options:
         raise DataError(
             f"logits of {steps or 2} steps leave the range of ±{regression.RANGE:g} in which the polynomial is a sigmoid: "

@@ -36,7 +36,7 @@ def verdict(trials: list[Figures]) -> list[str]:
     if len({t["backend"] for t in encrypted}) == 1:
         return [_alone(encrypted)]
     for axis, wanted in HEADLINE.items():
-        usual = [t for t in encrypted if t[axis] == wanted]
+        usual = [t for t in encrypted if t.get(axis, wanted) == wanted]
         encrypted = usual if len({t["backend"] for t in usual}) > 1 else encrypted
     sentences = [
         _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "as long"),

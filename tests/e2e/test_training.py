@@ -44,8 +44,8 @@ def test_features_of_the_user_are_trained_on_and_a_run_resumes(bench: CommandLin
 
 
 def test_steps_that_do_not_fit_are_a_record_with_the_bound(bench: CommandLine, tmp_path: Path) -> None:
-    options = ("--features", write(tmp_path), "--task", "breastmnist", "--steps", 30, "--backend", "ckks")
-    done = bench(*TRAIN, *options, "--out", tmp_path / "run")
+    options = ("--features", write(tmp_path), "--task", "breastmnist", "--steps", 30, "--rate", 0.01)
+    done = bench(*TRAIN, *options, "--backend", "ckks", "--out", tmp_path / "run")
     assert done.returncode == 1
     (record,) = records(tmp_path / "run").values()
     assert record.status == "failed" and "30 steps" in record.reason and "refresh" in record.reason
