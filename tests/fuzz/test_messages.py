@@ -207,6 +207,7 @@ def test_a_trial_of_a_hostile_party_ends_with_a_record(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("kind", ["request", "response", "keys"])
 def test_trials_of_hostile_parties_end_with_records(
