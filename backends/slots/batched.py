@@ -44,7 +44,7 @@ class BatchedProgram:
         self.plan = plan
         self._evaluator, self._moduli = evaluator, moduli
         self._program = Program(plan, evaluator, moduli, weights=())
-        self._scales = self._program.scales
+        self.scales = self._program.scales
         self._halves = range(1 + plan.input.paired)
         self._weights = {v: self._integers(v, s) for v, s in enumerate(plan.steps, 1) if isinstance(s, Scalar)}
         self._kept = [value for value in range(1, len(plan.steps) + 1) if self._is_kept(value)]
@@ -52,7 +52,7 @@ class BatchedProgram:
 
     def _integers(self, value: int, step: Scalar) -> list[np.ndarray]:
         """The weights for each source. Raises InexactError if their products would not be exact."""
-        scales = [self._scales[value] / self._scales[source] for source in step.sources]
+        scales = [self.scales[value] / self.scales[source] for source in step.sources]
         found = [residues.integers(weight, scale) for weight, scale in zip(step.weights, scales)]
         for weights, prime in product(found, self._primes(value)):
             residues.limbs(weights, prime.bit_length())
@@ -98,8 +98,12 @@ class BatchedProgram:
         values = {0: request}
         for index in range(len(self.plan.steps)):
             self.step(index, values)
+        return self.response(values)
+
+    def response(self, values: dict[int, Value]) -> list[Cipher]:
+        """After the last step."""
         last = values[len(self.plan.steps)]
-        return [self._evaluator.of_residues(cipher, self._scales[-1]) for half in last for cipher in half]
+        return [self._evaluator.of_residues(cipher, self.scales[-1]) for half in last for cipher in half]
 
     def step(self, index: int, values: dict[int, Value]) -> None:
         """Makes value `index` + 1 if it is one that is kept, and forgets those that no later step reads."""
@@ -175,7 +179,7 @@ class BatchedProgram:
         step = self.plan.steps[value - 1]
         if isinstance(step, Scalar):
             return self._affine(value, step, halves, rows, values)
-        scales = self._scales
+        scales = self.scales
         read = {v: [self._cipher(c, scales[v]) for c in self._rows(v, halves, rows, values)] for v in step.sources}
         return METHODS[type(step)](self._program, value, step, read)
 
@@ -183,7 +187,7 @@ class BatchedProgram:
         self, value: int, step: Scalar, halves: Sequence[int], rows: list[int], values: dict[int, Value]
     ) -> list[Any]:
         primes = self._primes(value)
-        scale = self._scales[value] * math.prod(self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)])
+        scale = self.scales[value] * math.prod(self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)])
         sums: list[np.ndarray] = []
         for half in [0] if step.split else halves:
             if -value in values:
