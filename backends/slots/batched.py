@@ -27,7 +27,7 @@ from backends.slots.library import Cipher, Evaluator
 from backends.slots.plan import Plan, Scalar
 from backends.slots.workers import Turns, cores, share, shared_array
 
-TILE_ROWS = 48
+TILE_BYTES = 1 << 28  # of ciphertexts of three polynomials: few tiles add up quickly, small ones need little memory
 Value = Sequence[Sequence[np.ndarray]]  # an array, or views of the ciphertexts of a request
 
 
@@ -47,6 +47,7 @@ class BatchedProgram:
         self.scales = self._program.scales
         self._halves = range(1 + plan.input.paired)
         self._weights = {v: self._integers(v, s) for v, s in enumerate(plan.steps, 1) if isinstance(s, Scalar)}
+        self._tile_rows = max(16, TILE_BYTES // (len(self._halves) * 3 * len(moduli) * plan.parameters.ring_dimension * 8))
         self._kept = [value for value in range(1, len(plan.steps) + 1) if self._is_kept(value)]
         self._last = {source: value for value in self._kept for source in self._reads(value)}
 
@@ -150,7 +151,8 @@ class BatchedProgram:
             for k, half in enumerate(halves):
                 terms, weights = made[k * len(rows) : (k + 1) * len(rows)], self._signed(value, 0, half)[:, rows]
                 concerned = np.flatnonzero(weights.any(axis=1))
-                for outputs in np.array_split(concerned, -(-len(concerned) // TILE_ROWS)) if len(concerned) else ():
+                for first in range(0, len(concerned), self._tile_rows):
+                    outputs = concerned[first : first + self._tile_rows]
                     part = residues.matmul(weights[outputs], terms, primes)
                     with turns:
                         for output, more in zip(outputs, part):
@@ -168,7 +170,7 @@ class BatchedProgram:
         weights = self._weights[scalars[0]][0]
         groups = [self._halves] if together else [[half] for half in self._halves]
         each = -(-cores() // len(groups))
-        count = each * -(-len(weights) // (each * TILE_ROWS))
+        count = each * -(-len(weights) // (each * self._tile_rows))
         tiles = [tile.tolist() for tile in residues.tiles(weights, min(count, len(weights)))]
         return [(halves, rows) for halves in groups for rows in tiles], len(weights)
 
