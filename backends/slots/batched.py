@@ -150,13 +150,7 @@ class BatchedProgram:
             made = [self._residues(cipher) for cipher in self._rows(source, halves, rows, values)]
             for k, half in enumerate(halves):
                 terms, weights = made[k * len(rows) : (k + 1) * len(rows)], self._signed(value, 0, half)[:, rows]
-                concerned = np.flatnonzero(weights.any(axis=1))
-                for first in range(0, len(concerned), self._tile_rows):
-                    outputs = concerned[first : first + self._tile_rows]
-                    part = residues.matmul(weights[outputs], terms, primes)
-                    with turns:
-                        for output, more in zip(outputs, part):
-                            sums[half, output] = residues.add(sums[half, output], more, primes)
+                residues.add_product(sums[half], weights, terms, primes, turns)
 
         share(len(tasks), add)
         return sums
