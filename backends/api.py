@@ -94,7 +94,7 @@ def checked_examples(examples: np.ndarray, training: Training) -> tuple[np.ndarr
 class Job:
     """What the owner is asked to prepare: inference with a network or, if there is a `training`, that.
 
-    network: in the lowering that ``backend.toml`` names; ``None`` for a training.
+    network: in the lowering that ``backend.toml`` names; no implementation of training may read it.
     variant: "" or one of the variants of ``backend.toml``.
     scenario: ``single-stream`` (one image a request) or ``offline`` (as many images as the backend packs best).
     threads: cores that each party may use.
@@ -103,7 +103,7 @@ class Job:
     options: of the backend's own compiler, by name (a search sets them; a plain run leaves them to the backend).
     """
 
-    network: Network | None
+    network: Network
     variant: str = ""
     scenario: str = "single-stream"
     threads: int = 1

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Role:
     @staticmethod
     def _job(header: dict[str, Any], blobs: dict[str, bytes]) -> api.Job:
         return api.Job(
-            network=Network.from_bytes(blobs["network"]) if "network" in blobs else None,
+            network=Network.from_bytes(blobs["network"]) if "training" not in header else cast(Network, None),
             calibration=wire.array_from_bytes(blobs["calibration"]),
             training=api.Training(**header["training"]) if "training" in header else None,
             **header["job"],

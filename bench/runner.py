@@ -95,8 +95,8 @@ class Subject:
         indices, images = self._images(trial)
         logits = np.concatenate(results)[: len(images)] if results else np.zeros((0, self.lowered.outputs))
         labels = self.dataset.test.labels[indices]
-        clear = (network.forward(images) for network in (self.float_network, self.lowered))
-        return outputs(self.task.kind, indices, labels, *clear, logits)
+        wanted, lowered = self.float_network.forward(images), self.lowered.forward(images)
+        return outputs(self.task.kind, indices, labels, wanted, lowered, logits)
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:
         return {}

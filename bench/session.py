@@ -232,7 +232,7 @@ class Session:
         """The two artifacts and the report; the owner ends unless it has to encrypt the model later."""
         self.owner = self.start("owner")
         header, blobs = self.work.message()
-        prepared = self.call(self.owner, "prepare", header, phase="sample", **blobs)
+        prepared = self.call(self.owner, "prepare", header, phase="sample", again=False, **blobs)
         if self.work.model_privacy == "plain":
             self.owner.close()
         self.artifacts = {side: prepared.blobs[side] for side in ("client", "server")}
@@ -255,7 +255,7 @@ class Session:
         self.ledger.sizes |= {f"{name}_key_bytes": len(blob) for name, blob in self.keys.items()}
         progress("load keys")
         public = self.keys.pop("public", b"")  # for the owner alone
-        self.call(self.server, "load_keys", phase="sample", **self.keys)
+        self.call(self.server, "load_keys", phase="sample", again=False, **self.keys)
         if self.work.model_privacy == "encrypted":
             progress("encrypt model")
             assert self.owner is not None  # `prepare` left it for this

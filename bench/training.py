@@ -57,9 +57,9 @@ class TrainingSubject:
     def outputs(self, trial: Trial, results: list[np.ndarray]) -> Outputs:
         indices = runner.image_order(trial, len(self.features.inputs["test"]))
         inputs, labels = self.features.inputs["test"][indices], self.features.labels["test"][indices]
-        clear = (inputs @ self._clear(exact)[-1].T for exact in (True, False))
+        wanted, lowered = (inputs @ self._clear(exact)[-1].T for exact in (True, False))
         trained = inputs @ results[0][-1].T if results else np.zeros((0, self.training.outputs))
-        return runner.outputs(self.task.kind, indices, labels, *clear, trained)
+        return runner.outputs(self.task.kind, indices, labels, wanted, lowered, trained)
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:
         training, found = self.training, {}

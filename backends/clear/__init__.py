@@ -41,14 +41,15 @@ class Client:
 class Server:
     def load(self, artifact: bytes) -> None:
         self._descent = training.Descent.of(artifact)
-        self._network = None if self._descent else Network.from_bytes(artifact)
+        if not self._descent:
+            self._network = Network.from_bytes(artifact)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         pass
 
     def deserialise(self, request: bytes) -> np.ndarray:
         images = _array(request)
-        if self._network and images.shape[1:] != self._network.input_shape:
+        if not self._descent and images.shape[1:] != self._network.input_shape:
             raise MessageError(f"a request holds images {self._network.input_shape}, not {images.shape[1:]}")
         return images
 

@@ -30,6 +30,7 @@ class Trainer:
     def prepare(self, job: Job) -> Prepared:
         if job.model_privacy != "plain":
             raise BackendError("a model that is trained on ciphertexts is encrypted anyway; use --model-privacy plain")
+        assert job.training is not None
         circuit = training.plan(
             job.training, self._library, self._costs, refresh=self._refresh, hoisting=self._hoisting
         )

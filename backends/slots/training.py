@@ -234,7 +234,7 @@ class Value:
 class Program:
     """A circuit loaded into an evaluator. moduli: `Library.moduli` of its parameters."""
 
-    def __init__(self, circuit: Circuit, evaluator: Evaluator, moduli: list[int]) -> None:
+    def __init__(self, circuit: Circuit, evaluator: Evaluator | Tally, moduli: list[int]) -> None:
         self._circuit, self._e, self._moduli = circuit, evaluator, moduli
         self._fresh = circuit.fresh_scale
 
@@ -253,7 +253,8 @@ class Program:
     def _descend(self, features: list[list[Value]], constant: list[Value]) -> list[Value]:
         """All steps of an output but the first, which is b."""
         momenta = regression.momenta(self._circuit.training.steps)
-        point, before, moved = constant, None, None  # v, the v before it, and −g between them times its 1 + μ
+        # v, the v before it, and −g between them times its 1 + μ
+        point, before, moved = constant, list[Value](), list[Value]()
         for past, momentum in itertools.pairwise(momenta[:-1]):
             sums = self._gradient(features, point)
             stepped = [self._masked(value, 1 + momentum) for value in sums]
@@ -261,7 +262,7 @@ class Program:
             for group, gradient in enumerate(stepped):
                 # v₊ = (1 + μ)·(v + b − g) − μ·(v₋ + b − g₋); after the first step v₋ and g₋ are zero
                 terms = [(point[group], 1 + momentum), (constant[group], 1.0)]
-                if before is not None:
+                if before:
                     terms += [(before[group], -momentum), (moved[group], -momentum / (1 + past))]
                 following.append(self._add(self._weighted(terms, gradient.level), gradient))
             point, before, moved = following, point, stepped
@@ -347,7 +348,7 @@ class Program:
 
 
 class Tally:
-    """An `Evaluator` that counts primitives (`backends.slots.costs`) by level; its ciphertexts are levels."""
+    """As much of an `Evaluator` as a `Program` needs, that counts primitives (`backends.slots.costs`) by level; its ciphertexts are levels."""
 
     def __init__(self) -> None:
         self.counts: dict[int, Counter[str]] = {}
