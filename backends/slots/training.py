@@ -57,7 +57,8 @@ DIGITS = (
 TARGET_WEIGHT_ERROR = 1e-3  # simulated, on random examples; the promise is 1e-2
 SIMULATED_ROWS = 512
 CROSSING = 5  # what encrypting, writing and reading a ciphertext take of both parties, in readings of the server
-MEMORY_BYTES = 8e9  # that keys and ciphertexts of the server may take
+READING_KEYS = 3  # memory that it takes, in what the keys take afterwards: both libraries copy what they read
+MEMORY_BYTES = 8 * 2**30  # that keys and ciphertexts of the server may take
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,10 @@ class Circuit:
 
     @property
     def server_bytes(self) -> int:
-        """Keys and the ciphertexts of a step, roughly."""
+        """The most, roughly: keys while they are read, and the ciphertexts of a step."""
         ciphertexts = self.groups * self.blocks * (2 if self.narrow else 3) + 4 * self.blocks
-        return self.key_bytes + ciphertexts * 2 * (self.parameters.levels + 1) * self.parameters.ring_dimension * 8
+        ciphertext_bytes = 2 * (self.parameters.levels + 1) * self.parameters.ring_dimension * 8
+        return READING_KEYS * self.key_bytes + ciphertexts * ciphertext_bytes
 
     # -- the client's packing ------------------------------------------------------------------------------------------
 
@@ -348,7 +350,8 @@ class Program:
 
 
 class Tally:
-    """As much of an `Evaluator` as a `Program` needs, that counts primitives (`backends.slots.costs`) by level; its ciphertexts are levels."""
+    """As much of an `Evaluator` as a `Program` needs: it counts primitives (`backends.slots.costs`) by level, and its
+    ciphertexts are levels."""
 
     def __init__(self) -> None:
         self.counts: dict[int, Counter[str]] = {}
@@ -454,11 +457,10 @@ def plan(
     if best:
         return best
     problem = "do not fit into a modulus of 128 bits of security with enough precision"
-    if candidates and not fitting:
-        least = min(circuit.server_bytes for circuit in candidates) / 1e9
-        problem = (
-            f"need {least:.1f} GB for the server's keys and ciphertexts, above the limit of {MEMORY_BYTES / 1e9:.0f} GB"
-        )
+    if len(fitting) < len(candidates):
+        least = min(circuit.server_bytes for circuit in candidates if circuit.server_bytes > MEMORY_BYTES) / 2**30
+        within = f"{MEMORY_BYTES / 2**30:.0f} GiB of the server's memory"
+        problem += f", or need {least:.1f} GiB or more for keys and ciphertexts where the bound is {within}"
     raise BackendError(
         f"{training.steps} steps, {levels(training, narrow=False, refresh=refresh)} levels, {problem}; take fewer steps"
         + ("" if refresh else ", or the variant refresh")

@@ -130,7 +130,7 @@ def test_steps_that_do_not_fit_are_refused_with_the_bound():
 def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(training, "MEMORY_BYTES", 1e6)
     library, table = library_of("ckks")
-    with pytest.raises(BackendError, match=r"need \d+\.\d GB for the server's keys and ciphertexts"):
+    with pytest.raises(BackendError, match=r"need \d+\.\d GiB or more for keys and ciphertexts"):
         training.plan(Training(100, 64, 1, 4, 1.0), library, table)
 
 

@@ -1,4 +1,4 @@
-"""Seconds a step of encrypted training, planned and by hand, in one run: ``pytest tests/benchmarks/test_training.py
+"""Seconds a step of encrypted training, planned and by hand, in one run: ``pytest tests/benchmarks/test_training_steps.py
 --benchmark-enable``. Sizes: BENCH_TRAINING_ROWS (default 100; 512 and 4608 are those of the documented ratios)."""
 
 from __future__ import annotations
