@@ -13,7 +13,7 @@ from bench.record import records_in
 from tests.e2e.command_line import ROOT, CommandLine, finish, records
 
 OPTIONS = ("--task", "digits", "--images", 2, "--threads", 1, "--precision", 0)
-GOOD = 'title = "theirs"\nscheme = "clear"\nlowering = "float"\n'
+GOOD = 'title = "theirs"\nscheme = "clear"\nlowering = "float"\nscenarios = ["single-stream", "offline"]\n'
 
 
 def plugin(site: Path, name: str, toml: str, module: str = "from backends.clear import *\n") -> None:
