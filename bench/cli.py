@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from datetime import datetime, timezone
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -89,6 +89,12 @@ Data = Annotated[
 ]
 Kind = Annotated[str | None, typer.Option(help=f"Of the labels of --data (else derived): {', '.join(tasks.KINDS)}.")]
 Size = Annotated[int | None, typer.Option(help="Pixels a side of MedMNIST's images: 28 (default), 64, 128 or 224.")]
+Effort = Annotated[
+    Literal["full", "quick"],
+    typer.Option(
+        help="Of training what nobody has trained yet; quick takes minutes and learns less (docs/training.md)."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(parser=_path, metavar="RUN", help="Folder of a run.")]
 Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Cores (default: all).")]
 Bandwidth = Annotated[
@@ -208,6 +214,7 @@ def run(
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
     ] = None,
+    effort: Effort = "full",
     data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder of the run; the same folder resumes it.")
@@ -265,7 +272,7 @@ def run(
         for note in notes:
             print(note)
         _warn(store.damaged)
-        options = Options(data_dir and data_dir.resolve(), memory_limit)
+        options = Options(data_dir and data_dir.resolve(), memory_limit, effort)
         try:
             all_ok, rows = _run_all(trials, folder, store, options, workers)
             _write_report(folder)
@@ -696,23 +703,39 @@ def compare(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option()] = "fcnn",
+    model: Annotated[str | None, typer.Option(help="Name of one of our models (default: fcnn).")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="ONNX file with Relu: replaces these by polynomials and fine-tunes.")
+    ] = None,
     task: Annotated[str, typer.Option()] = "digits",
     data: Data = None,
     kind: Kind = None,
     size: Size = None,
+    effort: Effort = "full",
     seed: Annotated[int, typer.Option(parser=_whole, metavar="N")] = 0,
     data_dir: DataDir = None,
     out: Annotated[
         Path | None, typer.Option(parser=_path, metavar="PATH", help="Folder for a copy of the trained networks.")
     ] = None,
 ) -> None:
-    """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them."""
+    """Train all lowerings of a model for a task; they are kept in the user cache, where runs find them.
+
+    With --from, make a network with polynomials from one of your own with Relu. An interrupted training of a model goes on
+    from where it was.
+    """
+    if source and model:
+        _fail("--from takes the place of --model: give one of them", USAGE)
+    name = source or model or "fcnn"
     try:
         described = tasks.task(_task(task, data, kind, size))
     except tasks.DataError as error:
         _fail(str(error), USAGE)
-    zoo.is_trained(model, described)  # raises UnknownModel
+    if source:
+        from models import own
+
+        own.fitted(source, described)  # raises NetworkFileError
+    else:
+        zoo.is_trained(name, described)  # raises UnknownModel
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
@@ -727,13 +750,26 @@ def train(
     from bench.trials import training  # slow to import: not for an error
 
     with _progress(1) as bar:
-        networks = zoo.train(model, described, dataset, seed=seed, progress=training(bar, model, task))
+        told = training(bar, name, described.name)
+        if source:
+            from models import own_training
+
+            trained = own_training.train(source, described, dataset, seed=seed, effort=effort, progress=told)
+            networks, keep = {"polynomial": trained.network}, lambda: own_training.keep(trained, described)
+        else:
+            networks = zoo.train(name, described, dataset, seed=seed, effort=effort, progress=told)
+            keep = lambda: zoo.keep(networks)  # noqa: E731
+    if source:
+        for split, of in trained.scores.items():
+            before, after = of["original"]["accuracy"], of["polynomial"]["accuracy"]
+            print(f"{split:<12} accuracy {before:.1%} with Relu, {after:.1%} with polynomials")
     for lowering, network in networks.items():
         if out:
             network.save(out / f"{described.name}.{lowering}")
-        print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
+        if not source:
+            print(f"{lowering:<12} {json.dumps(network.provenance.get('test', network.provenance))[:160]}")
     try:
-        zoo.keep(networks)
+        keep()
     except OSError as error:
         if not out:
             _fail(f"the networks could not be kept: {error.strerror}; give --out", FAILED)

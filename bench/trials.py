@@ -25,10 +25,14 @@ MILESTONES = 10  # of a training
 
 @dataclass(frozen=True)
 class Options:
-    """What is the same for all trials of a run, and no part of what they are. memory_limit_bytes: of a party; 0: none."""
+    """What is the same for all trials of a run, and no part of what they are. memory_limit_bytes: of a party; 0: none.
+
+    effort: of training what nobody has trained yet, see `models.zoo.train`.
+    """
 
     data_dir: Path | None = None
     memory_limit_bytes: int = 0
+    effort: str = "full"
 
 
 def here(
@@ -57,7 +61,7 @@ def carry_out(
     if why := info.refuses(trial.scenario, trial.model_privacy):
         return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
     try:
-        given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
+        given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress, options.effort)
         if why := info.refuses(trial.scenario, trial.model_privacy, (node.type for node in given.lowered.nodes)):
             return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
         if (key := runner.key(trial, given, info)) in finished:
@@ -78,11 +82,14 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def subject(task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report) -> Subject:
+def subject(
+    task_name: str, model: str, lowering: str, data_dir: Path | None, progress: Report, effort: str = "full"
+) -> Subject:
     """Loads the data and the networks of a trial; trains them if nobody has. Raises DataError, NetworkError."""
     task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
     told = training(progress, model, task_name)
-    networks = [zoo.network(model, task, which, dataset=dataset, progress=told) for which in ("float", lowering)]
+    given = {"dataset": dataset, "effort": effort, "progress": told}
+    networks = [zoo.network(model, task, which, **given) for which in ("float", lowering)]
     return Subject(task, dataset, *networks)
 
 
@@ -93,7 +100,7 @@ def training(progress: Report, model: str, task_name: str) -> Callable[[float, s
     def tell(share: float, text: str) -> None:
         nonlocal start, reached
         if reached < 0:
-            start, text = time.monotonic(), f"nobody has trained it yet, which takes minutes to hours; {text}"
+            start, text = time.monotonic(), f"nobody has trained it yet; {text}"
         milestone, reached = int(MILESTONES * share) > reached, int(MILESTONES * share)
         minutes = round((time.monotonic() - start) * (1 / share - 1) / 60) if reached else 0
         left = f", about {max(1, minutes)} min left" if 0 < reached < MILESTONES else ""

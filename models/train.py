@@ -11,6 +11,8 @@
    Breiman et al., "Classification and regression trees", 1984, section 3.4.3), or within `ADJUSTMENT_LOSS` where the split
    is so small that a standard error would hide real harm.
 
+With ``--effort quick`` there is one teacher and one student, and they see a fifth of the images.
+
 "Validation" in 3 and 4 means the validation images and augmented views of them, since some splits are small.
 The test split is evaluated once, for the provenance.
 """
@@ -21,6 +23,7 @@ import dataclasses
 import datetime
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,13 +34,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import fcnn, polycnn
+from models import fcnn, polycnn, unfinished
 from models.augment import augment
 from models.network import LOWERINGS, Gemm, Network, chain
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
+from models.unfinished import Unfinished
 from models.zoo import INTEGER_NETWORK, base
 
 
@@ -60,6 +64,18 @@ ARCHITECTURES = {
     "polycnn-s": Architecture(functools.partial(polycnn.PolyCnn, polycnn.SHALLOW), 150_000, 5e-3),
 }
 
+
+@dataclass(frozen=True)
+class Effort:
+    """share: of the recipe's images. single: one teacher and one student of each lowering, instead of several."""
+
+    name: str
+    share: float = 1.0
+    single: bool = False
+
+
+EFFORTS = {effort.name: effort for effort in (Effort("full"), Effort("quick", 0.2, single=True))}
+
 Progress = Callable[[float, str], None]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -75,6 +91,7 @@ RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
 ADJUSTMENTS = np.linspace(0, 1, 11)  # τ
 ADJUSTMENT_LOSS = 0.01  # of validation accuracy, at most
+PROBE_STEPS = 3  # of which the first warms up
 
 
 @dataclass(frozen=True)
@@ -96,11 +113,14 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
     budget: float = 1.0,
+    effort: str = "full",
+    keep: bool = False,
 ) -> dict[str, Network]:
     """One trained network for each lowering.
 
-    progress: called with the fraction done (0 … 1) and a line that says what is being done.
+    progress: called with the fraction done (0 … 1) and a line that says what is being done; first with what it will cost.
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
+    effort: one of `EFFORTS`. keep: keep in the user cache what is done so far, for the next call, until all is done.
     """
     preset = PRESETS[INTEGER_NETWORK.get(model, model)]
     title = f"{model} · {task.name}"
@@ -109,7 +129,13 @@ def train(
     def part(start: float, end: float, name: str) -> Progress:
         return lambda fraction, text: report(start + fraction * (end - start), f"{title} · {name}: {text}")
 
-    recipe = Recipe(task, seed, budget)
+    chosen = EFFORTS[effort]
+    about = {"model": model, "task": task.name, "kind": task.kind, "seed": seed, "budget": budget, "effort": effort}
+    kept = Unfinished(unfinished.of(dataset, about) if keep else None)
+    recipe = Recipe(task, seed, budget * chosen.share, chosen, kept)
+    minutes = recipe.seconds(model, dataset.train, lowerings, preset) / 60
+    quick = "" if chosen.single else "; --effort quick takes a fifteenth or so"
+    report(0.0, f"{title}: about {max(minutes, 1):.0f} min in all, judged by a few steps{quick}")
     teachers = recipe.teachers(dataset.train, part(0, 0.4, "teacher"))
     report(0.4, f"{title}: augmented views")
     pool = recipe.views(dataset.train, POOL_IMAGES, teachers)
@@ -124,17 +150,28 @@ def train(
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)
         networks[lowering] = _described(network, task, dataset, recipe, adjustment)
+    kept.finished()
     report(1.0, f"{title}: trained")
     return networks
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps 1 to 3 for one task and seed; `budget` scales how many images are seen."""
+    """Steps 1 to 3 for one task and seed; `budget` scales how many images are seen. kept: the parts that are done."""
 
     task: Task
     seed: int
     budget: float
+    effort: Effort = EFFORTS["full"]
+    kept: Unfinished = dataclasses.field(default_factory=Unfinished)
+
+    @property
+    def teacher_count(self) -> int:
+        return 1 if self.effort.single else TEACHERS
+
+    @property
+    def restarts(self) -> int:
+        return 1 if self.effort.single else RESTARTS
 
     def generator(self, use: int) -> torch.Generator:
         """Random numbers of their own for each use, so that one more lowering or restart changes no other."""
@@ -142,26 +179,33 @@ class Recipe:
 
     def teachers(self, split: Split, progress: Progress) -> list[nn.Module]:
         data = Labelled(torch.from_numpy(split.images), _one_hot(self.task, split.labels))
-        return [
-            self.fit(
-                lambda: Teacher(self.task.channels, self.task.outputs),
+
+        def build() -> nn.Module:
+            return Teacher(self.task.channels, self.task.outputs)
+
+        def teacher(index: int) -> nn.Module:
+            return self.fit(
+                build,
                 data,
                 images=TEACHER_IMAGES,
                 rate=4e-3,
                 decay=0.05,
                 use=index,
                 augmented=True,
-                progress=_part(progress, index, TEACHERS),
+                progress=_part(progress, index, self.teacher_count),
             )
-            for index in range(TEACHERS)
+
+        return [
+            self.kept.module(f"teacher-{index}", build, functools.partial(teacher, index))
+            for index in range(self.teacher_count)
         ]
 
     def views(self, split: Split, images: int, teachers: Sequence[nn.Module] = ()) -> Labelled:
         """The split itself and as many augmented copies as `images` allows, softly labelled if there are teachers."""
         generator = self.generator(100 + len(teachers))
         original, labels = torch.from_numpy(split.images), _one_hot(self.task, split.labels)
-        copies, images = [original], min(images, POOL_BYTES // math.prod(split.images.shape[1:]))
-        for _ in range(int(images * self.budget) // len(split) - 1):
+        copies = [original]
+        for _ in range(self.pool_size(split, images) // len(split) - 1):
             views = [augment(part / 255, generator) for part in original.split(BATCH)]
             copies.append((torch.cat(views) * 255).round().to(torch.uint8))
         pool, targets = torch.cat(copies), labels.repeat(len(copies), 1)
@@ -171,13 +215,18 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
+    def pool_size(self, split: Split, images: int) -> int:
+        """How many views there are, the split itself included."""
+        images = int(min(images, POOL_BYTES // math.prod(split.images.shape[1:])) * self.budget)
+        return max(images // len(split), 1) * len(split)
+
     def student(self, model: str, lowering: str, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """The float or polynomial network."""
 
         def restart(index: int, progress: Progress) -> Network:
             return self.one_student(model, lowering, {}, pool, index, progress)
 
-        return self.best(restart, validation, progress)
+        return self.best(lowering, restart, validation, progress)
 
     def integer(self, model: str, preset: Preset, pool: Labelled, validation: Labelled, progress: Progress) -> Network:
         """Students of the preset's real lowering, fine-tuned behind quantisers on what they answer themselves."""
@@ -185,7 +234,7 @@ class Recipe:
         def restart(index: int, progress: Progress) -> Network:
             return self.one_integer(model, preset, pool, index, progress)
 
-        return self.best(restart, validation, progress)
+        return self.best("integer", restart, validation, progress)
 
     def one_integer(self, model: str, preset: Preset, pool: Labelled, restart: int, progress: Progress) -> Network:
         student = self.one_student(
@@ -196,7 +245,7 @@ class Recipe:
             student,
             preset.bits,
             (pool.images, torch.from_numpy(scores(self.task.kind, logits)).float()),
-            _loss(self.task),
+            loss_of(self.task),
             seed=self.seed * 1000 + restart,
             images=int(QUANTISED_IMAGES * self.budget),
             progress=lambda f, text: progress(0.7 + 0.3 * f, text),
@@ -226,18 +275,22 @@ class Recipe:
         task = self.task
         return chain(model, task.name, lowering, task.input_shape, module.export())
 
-    def best(self, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress) -> Network:
-        """Of RESTARTS networks, the one with the lowest loss on the validation images."""
-        loss = _loss(self.task)
+    def best(
+        self, name: str, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress
+    ) -> Network:
+        """Of `restarts` networks, the one with the lowest loss on the validation images. name: of their lowering."""
         best: tuple[float, Network | None] = (math.inf, None)
-        for index in range(RESTARTS):
-            network = make(index, _part(progress, index, RESTARTS))
-            logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
-            score = loss(logits, validation.targets.double()).item()
-            if score < best[0]:
+        for index in range(self.restarts):
+            told = _part(progress, index, self.restarts)
+            network = self.kept.network(f"{name}.{index}", functools.partial(make, index, told))
+            if (score := self.loss_on(validation, network)) < best[0]:
                 best = score, network
         assert best[1] is not None
         return best[1]
+
+    def loss_on(self, validation: Labelled, network: Network) -> float:
+        logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
+        return loss_of(self.task)(logits, validation.targets.double()).item()
 
     def fit(
         self,
@@ -253,14 +306,14 @@ class Recipe:
     ) -> nn.Module:
         """AdamW with a one-cycle schedule (Smith and Topin 2019), to its end: no epoch is picked."""
         torch.manual_seed(self.seed * 1000 + use)  # initial weights, dropout
-        module, generator, loss = build().train(), self.generator(use), _loss(self.task)
-        steps = max(int(images * self.budget), len(data)) // min(BATCH, len(data))
+        module, generator, loss = build().train(), self.generator(use), loss_of(self.task)
+        steps = self.steps(images, len(data))
         optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
             views = data.images[batch] / 255
             value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
-            excess = [layer.excess for layer in module.modules() if isinstance(layer, polycnn.Quadratic)]
+            excess = [layer.excess for layer in module.modules() if hasattr(layer, "excess")]
             optimiser.zero_grad()
             (value + RANGE_PENALTY * sum(excess)).backward()
             optimiser.step()
@@ -268,6 +321,43 @@ class Recipe:
             if step % 50 == 0:
                 progress(step / steps, f"step {step} of {steps}, loss {value.item():.3f}")
         return module.eval()
+
+    def steps(self, images: int, available: int) -> int:
+        """Of `fit`: each of the available images is seen at least once."""
+        return max(int(images * self.budget), available) // min(BATCH, available)
+
+    # -- what it will cost ---------------------------------------------------------------------------------------------
+
+    def seconds(self, model: str, split: Split, lowerings: Sequence[str], preset: Preset) -> float:
+        """Of the whole training, judged by a few steps of each kind on this machine, now."""
+        architecture, size = ARCHITECTURES[base(model)], min(BATCH, len(split))
+        batch = torch.from_numpy(split.images[:size]) / 255
+        per_pool = self.pool_size(split, POOL_IMAGES)
+        teacher = self.step_seconds(Teacher(self.task.channels, self.task.outputs), batch, True)
+        total = self.teacher_count * self.steps(TEACHER_IMAGES, len(split)) * teacher
+        total += 0.7 * per_pool / size * teacher  # views, and what the teachers say of them
+        for lowering in lowerings:
+            real, options = (preset.real, preset.architecture) if lowering == "integer" else (lowering, {})
+            student = architecture.build(self.task.input_shape, self.task.outputs, real, **options)
+            one = self.step_seconds(student, batch, False)
+            steps = self.steps(architecture.images, per_pool)
+            if lowering == "integer":  # each step behind quantisers is about two of a plain student
+                steps += 2 * int(QUANTISED_IMAGES * self.budget) // size
+            total += self.restarts * steps * one
+        return total
+
+    def step_seconds(self, module: nn.Module, batch: torch.Tensor, augmented: bool) -> float:
+        """Of a step of training; changes the module."""
+        optimiser, generator = torch.optim.AdamW(module.parameters()), self.generator(0)
+        times = []
+        for _ in range(PROBE_STEPS):
+            start = time.perf_counter()
+            loss = module(augment(batch, generator) if augmented else batch).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))
 
 
 def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[Network, float]:
@@ -298,9 +388,10 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
     provenance = {
         "recipe": "distillation from convolutional teachers on augmented views: see models/train.py",
         "seed": recipe.seed,
+        "effort": recipe.effort.name,
         "budget": recipe.budget,
-        "teachers": TEACHERS,
-        "restarts": RESTARTS,
+        "teachers": recipe.teacher_count,
+        "restarts": recipe.restarts,
         "teacher_images": TEACHER_IMAGES,
         "images": ARCHITECTURES[base(network.model)].images,
         "selection": "lowest loss on the validation split and augmented views of it",
@@ -346,7 +437,7 @@ def _one_hot(task: Task, labels: np.ndarray) -> torch.Tensor:
     return functional.one_hot(torch.from_numpy(labels[:, 0]), task.outputs).float()
 
 
-def _loss(task: Task) -> Loss:
+def loss_of(task: Task) -> Loss:
     """Cross entropy against probabilities: over classes, or for each label alone."""
     return functional.binary_cross_entropy_with_logits if task.multi_label else functional.cross_entropy
 

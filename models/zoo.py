@@ -46,6 +46,7 @@ def network(
     *,
     dataset: Dataset | None = None,
     data_dir: Path | str | None = None,
+    effort: str = "full",
     progress: Callable[[float, str], None] | None = None,
 ) -> Network:
     """The trained network of a model for a task: shipped, else cached, else trained now (all lowerings) and cached. That of
@@ -53,7 +54,7 @@ def network(
 
     Where the cache takes no files (`unwritable`), networks that are trained now serve as long as this process lives.
 
-    dataset: the loaded data, where the caller has it; else it is loaded if it is needed.
+    dataset: the loaded data, where the caller has it; else it is loaded if it is needed. effort: of a training, see `train`.
     Raises UnknownModel, `models.tasks.DataError`, `models.network.NetworkError` (damaged files).
     """
     if is_own(model):
@@ -67,7 +68,7 @@ def network(
         return known
     if lowering != "integer":
         model = base(model)
-    trained = train(model, task, dataset or tasks.load(task, data_dir), progress=progress)
+    trained = train(model, task, dataset or tasks.load(task, data_dir), effort=effort, progress=progress)
     try:
         keep(trained)
     except OSError:
@@ -81,20 +82,25 @@ def train(
     dataset: Dataset,
     *,
     seed: int = 0,
+    effort: str = "full",
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Network]:
-    """Trains all lowerings anew; of a preset, the integer lowering alone."""
+    """Trains all lowerings anew; of a preset, the integer lowering alone.
+
+    effort: ``full``, or ``quick``, which takes minutes and learns less (`models.train.EFFORTS`). A training that was
+    interrupted goes on from where it was, if the cache takes files.
+    """
     _check(model)
     from models.train import train  # torch, which is slow to import
 
     what = ("integer",) if "@" in model else LOWERINGS
-    return train(model, task, dataset, what, seed=seed, progress=progress)
+    return train(model, task, dataset, what, seed=seed, effort=effort, keep=not unwritable(), progress=progress)
 
 
 def keep(networks: dict[str, Network]) -> None:
     """Puts them into the user cache, where `network` finds those that are not shipped. Raises OSError."""
     for trained in networks.values():
-        _store(trained, _stem(_cache(), trained.model, trained.task, trained.lowering))
+        store(trained, _stem(_cache(), trained.model, trained.task, trained.lowering))
 
 
 def unwritable() -> str:
@@ -157,7 +163,7 @@ def _files(stem: Path) -> tuple[Path, Path]:
     return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
 
 
-def _store(network: Network, stem: Path) -> None:
+def store(network: Network, stem: Path) -> None:
     """Saves beside its destination and renames, so that no reader meets half a file."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".saving-") as folder:

@@ -62,9 +62,6 @@ class Arithmetic(Protocol):
 
     def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any: ...
 
-    def wide(self, x: Any, bits: int) -> Any:
-        """x, for which there must be room of so many bits."""
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -94,31 +91,33 @@ class View:
 
 @dataclass(frozen=True)
 class Sum:
-    """Of two values, each times a factor. bits: that it must have room for; None: for what calibration images need."""
+    """Of two values, each times a factor."""
 
     factors: tuple[int, int]
-    bits: int | None = None
 
     def __call__(self, on: Arithmetic, a: Any, b: Any) -> Any:
         a, b = (x if abs(k) == 1 else x * abs(k) for x, k in zip((a, b), self.factors))
-        y = a - b if self.factors[1] < 0 else a + b
-        return y if self.bits is None else on.wide(y, self.bits)
+        return a - b if self.factors[1] < 0 else a + b
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Of an accumulator and the whole part of its bias, to what `quantise` says."""
+    """What a PBS reads: an accumulator with the whole part of its bias, less its low bits.
 
-    quantise: Quantise
-    shift: np.ndarray | int
-    dropped_bits: int
+    bits: of the accumulator. quantise: what it is in the network; None if it is there for its width. lift: bits by which it
+    is shifted up first, see `levelled`; the table knows.
+    """
 
-    @property
-    def bits(self) -> int:
-        return self.dropped_bits + self.quantise.bits
+    bits: int
+    dropped_bits: int = 0
+    shift: np.ndarray | None = None
+    quantise: Quantise | None = None
+    lift: int = 0
 
     def __call__(self, on: Arithmetic, x: Any) -> Any:
-        return on.round(x + self.shift, self.dropped_bits, self.bits)
+        x = x if self.shift is None else x + self.shift
+        x = x * 2**self.lift if self.lift else x
+        return on.round(x, self.dropped_bits + self.lift, self.bits + self.lift)
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,17 @@ class Activation:
         last = self.layers[-1]
         assert isinstance(last, Quantise)
         return np.round(x / last.scale).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """`function` of what was lifted."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    lift: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.function(x >> self.lift)
 
 
 def quarter_square(x: Number) -> Number:
@@ -376,18 +386,19 @@ class _Planner:
                 raise BackendError(f"{node.output} multiplies {name}, which is not quantised: quantise it first")
         squares = []
         for sign in (1, -1):
-            total = self._sum(node, a.integers, b.integers, (1, sign), sized=True)
-            highest = max(quarter_square(end) for end in self._ranges[total])
+            total = self._sum(node, a.integers, b.integers, (1, sign))
+            low, high = self._ranges[total]
+            room = Rounding(signed_bits(low, high) if low < 0 else high.bit_length())  # for whatever the operands are
+            total = self._step(room, [total], (low, high), total)
+            highest = max(quarter_square(end) for end in (low, high))
             squares.append(self._step(Table(quarter_square), [total], (0, highest), node.output))
         product = self._sum(node, squares[0], squares[1], (1, -1))
         return _Value(product, a.unit * b.unit, self._network.shapes[node.output])
 
-    def _sum(self, node: Node, a: str, b: str, factors: tuple[int, int], sized: bool = False) -> str:
-        """sized: whether there is to be room for all values that there can be."""
+    def _sum(self, node: Node, a: str, b: str, factors: tuple[int, int]) -> str:
         ends = [[k * end for end in self._ranges[name]] for k, name in zip(factors, (a, b))]
-        low, high = sum(map(min, ends)), sum(map(max, ends))
-        bits = (signed_bits(low, high) if low < 0 else high.bit_length()) if sized else None
-        return self._step(Sum(factors, bits), [a, b], (low, high), node.output)
+        span = sum(map(min, ends)), sum(map(max, ends))
+        return self._step(Sum(factors), [a, b], span, node.output)
 
     def _pair(self, node: Node, a: _Value, b: _Value) -> tuple[_Value, _Value]:
         if len(a.shape) != len(b.shape):
@@ -443,7 +454,7 @@ def _rounding(quantise: Quantise, x: _Value) -> Rounding:
     fits = abs(x.unit * 2.0**dropped / quantise.scale - 1) <= RELATIVE_TOLERANCE
     if not quantise.signed or dropped < 0 or not fits:
         raise BackendError("an accumulator is rounded to signed multiples of a power of two of its unit, nothing else")
-    return Rounding(quantise, np.round(x.bias).astype(np.int64), dropped)
+    return Rounding(dropped + quantise.bits, dropped, np.round(x.bias).astype(np.int64), quantise)
 
 
 # How a node's value comes from those that it reads: the whole list of operators that an integer network may have.
@@ -513,14 +524,12 @@ def widths(plan: Plan, images: np.ndarray) -> list[Width]:
     def width(name: str) -> Width:
         operation, x = made[name].operation if name in made else None, values[name]
         elements = int(np.prod(x.shape[1:]))
-        if isinstance(operation, Rounding):
+        if isinstance(operation, Rounding) and operation.quantise:
             x = values[made[name].inputs[0]] + operation.shift
             room = (operation.quantise.range[1] + 0.5) * 2**operation.dropped_bits
             reach = max(int(x.max()), -int(x.min())) / room
             return Width(operation.bits, operation.quantise.bits, elements, reach, operation.quantise.bits)
-        bits = signed_bits(int(x.min()), int(x.max()))
-        if isinstance(operation, Sum) and operation.bits:
-            bits = operation.bits
+        bits = operation.bits if isinstance(operation, Rounding) else _bits(x)
         return Width(bits, bits, elements)
 
     read = [step.inputs[0] for step in plan.steps if isinstance(step.operation, Table)]
@@ -529,6 +538,41 @@ def widths(plan: Plan, images: np.ndarray) -> list[Width]:
 
 def signed_bits(low: int, high: int) -> int:
     return 1 + max(max(value, ~value).bit_length() for value in (low, high))
+
+
+def _bits(x: np.ndarray) -> int:
+    return signed_bits(int(x.min()), int(x.max()))
+
+
+LEVEL = 2  # bits of difference from which on a value is lifted: up to 6 bits, one more costs nothing
+
+
+def levelled(plan: Plan, images: np.ndarray) -> Plan:
+    """With what a PBS reads shifted up where it is narrower than what it hangs together with.
+
+    Concrete gives one width to all values that linear operations connect, so the table of a narrow value that hangs
+    together with a wide one would be a wide table. Shifted up, its low bits are dropped as those of a rounding are.
+    """
+    values = simulate(plan, plan.ends.quantise(images))
+    group = {name: {name} for name in values}
+    for step in plan.steps:
+        if not isinstance(step.operation, Table):
+            together = set().union(*(group[name] for name in (*step.inputs, step.output)))
+            group.update(dict.fromkeys(together, together))
+    bits = {name: _bits(x) for name, x in values.items()}
+    bits |= {step.output: step.operation.bits for step in plan.steps if isinstance(step.operation, Rounding)}
+    lifts, steps = dict[str, int](), list[Step]()
+    for step in plan.steps:
+        operation = step.operation
+        if isinstance(operation, Rounding):
+            lift = max(bits[name] for name in group[step.output]) - operation.bits
+            if lift >= LEVEL:
+                lifts[step.output] = lift
+                operation = replace(operation, lift=lift)
+        elif isinstance(operation, Table) and (lift := lifts.get(step.inputs[0], 0)):
+            operation = Table(Lowered(operation.function, lift))
+        steps.append(replace(step, operation=operation))
+    return replace(plan, steps=tuple(steps))
 
 
 # -- clear and encrypted integers --------------------------------------------------------------------------------------
@@ -547,9 +591,6 @@ class Clear:
 
     def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
         return function(x)
-
-    def wide(self, x: np.ndarray, bits: int) -> np.ndarray:
-        return x
 
 
 def simulate(plan: Plan, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -574,14 +615,12 @@ def function(plan: Plan, exactness: Any) -> Callable[[Any], Any]:
 
         def round(self, x: Any, dropped_bits: int, bits: int) -> Any:
             if dropped_bits:
-                x = fhe.round_bit_pattern(self.wide(x, bits), lsbs_to_remove=dropped_bits, exactness=exactness)
+                x = fhe.hint(x, bit_width=bits)
+                x = fhe.round_bit_pattern(x, lsbs_to_remove=dropped_bits, exactness=exactness)
             # else calibration images that use half of the range or less get a table of zeros from Concrete
-            return self.wide(x, bits)
+            return fhe.hint(x, bit_width=bits)
 
         def look_up(self, function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
             return fhe.univariate(lambda integers: function(integers))(x)
-
-        def wide(self, x: Any, bits: int) -> Any:
-            return fhe.hint(x, bit_width=bits)
 
     return lambda x: plan.run(Encrypted(), x)[plan.result]

@@ -157,8 +157,9 @@ def _cheapest(whole: Plan, job: Job, chosen: Options, batch: int) -> tuple[Plan,
     if chosen.logit_bits and (parts := circuit.split(whole, chosen.logit_bits)).parts > 1:
         plans.append(parts)
     found = []
+    images = calibration(job.calibration)
     for plan in plans:
-        widths = circuit.widths(plan, calibration(job.calibration))
+        widths, plan = circuit.widths(plan, images), circuit.levelled(plan, images)
         found.append((plan, widths, _compile(plan, widths, job, chosen, batch)))
     return min(found, key=lambda one: one[2].complexity)
 

@@ -1,12 +1,13 @@
 """Training: right shapes for each kind of task, learns, repeats itself, and never looks at the test split to choose."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from models import fcnn, tasks, train, zoo
+from models import fcnn, tasks, train, unfinished, zoo
 from models.augment import augment
 from models.network import Flatten, Gemm, Polynomial, chain
 from models.tasks import Dataset, Split
@@ -153,3 +154,67 @@ def test_quadratic_layer_is_per_channel():
     layers = fcnn.Fcnn((1, 28, 28), 2, "polynomial").eval().export()
     assert isinstance(layers[2], Polynomial)
     assert layers[2].coefficients.shape == (3, 64)
+
+
+# -- effort, cost and interruption ---------------------------------------------------------------------------------------
+
+
+def test_cost_is_said_before_it_starts_and_quick_costs_less(digits, monkeypatch):
+    data = relabelled(digits, "multi-class", 1, 10, lambda d: d)
+    heard = []
+    with pytest.raises(Interrupted):
+        train.train("fcnn", data.task, data, REAL, progress=stopping(heard, after=0.0))
+    assert len(heard) == 1 and re.search(r"about \d+ min in all.*--effort quick", heard[0][1])
+    monkeypatch.setattr(train.Recipe, "step_seconds", lambda *_: 0.01)
+    full, quick = (train.Recipe(data.task, 0, e.share, e) for e in train.EFFORTS.values())
+    preset = train.PRESETS["polycnn"]
+    assert quick.seconds("polycnn", data.train, REAL, preset) < full.seconds("polycnn", data.train, REAL, preset) / 5
+
+
+def test_quick_is_one_student_of_fewer_images(digits):
+    data = relabelled(digits, "multi-class", 1, 10, lambda d: d)
+    network = train.train("fcnn", data.task, data, ("float",), budget=0.1, effort="quick")["float"]
+    said = network.provenance
+    assert (said["effort"], said["budget"], said["teachers"], said["restarts"]) == ("quick", pytest.approx(0.02), 1, 1)
+    assert said["test"]["accuracy"] > 0.5
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stopping(heard: list, after: float):
+    def progress(fraction: float, text: str) -> None:
+        heard.append((fraction, text))
+        if fraction >= after:
+            raise Interrupted
+
+    return progress
+
+
+def test_what_was_done_before_an_interruption_is_not_done_again(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = relabelled(digits, "multi-class", 1, 10, lambda d: d)
+    data = dataclasses.replace(data, train=Split(data.train.images[:64], data.train.labels[:64]))
+    options = {"budget": 0.002, "keep": True}
+    uninterrupted = train.train("fcnn", data.task, data, REAL, budget=0.002)
+    fits = []
+    fit = train.Recipe.fit
+    monkeypatch.setattr(train.Recipe, "fit", lambda *a, **k: fits.append(k["use"]) or fit(*a, **k))
+    with pytest.raises(Interrupted):  # in the second student of the second lowering
+        train.train("fcnn", data.task, data, REAL, progress=stopping([], after=0.83), **options)
+    teachers, students = [0, 1], [200, 201, 202]
+    assert fits == [*teachers, *students, *students[:2]]
+    next(tmp_path.rglob("teacher-0.safetensors")).write_bytes(b"damaged")
+    del fits[:]
+    networks = train.train("fcnn", data.task, data, REAL, **options)
+    assert fits == [0, *students[1:]]
+    assert {k: n.sha256 for k, n in networks.items()} == {k: n.sha256 for k, n in uninterrupted.items()}
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_other_data_or_another_recipe_is_another_training(digits):
+    small = relabelled(digits, "multi-class", 1, 10, lambda d: d)
+    other = dataclasses.replace(small, val=Split(small.val.images, 9 - small.val.labels))
+    folders = [unfinished.of(small, {"seed": 0}), unfinished.of(other, {"seed": 0}), unfinished.of(small, {"seed": 1})]
+    assert len(set(folders)) == 3 and unfinished.of(small, {"seed": 0}) == folders[0]

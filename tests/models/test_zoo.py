@@ -30,7 +30,7 @@ def unshipped(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "shipped")
     calls = []
 
-    def instant(model, task, dataset, lowerings, *, seed=0, progress=None):
+    def instant(model, task, dataset, lowerings, *, seed=0, effort="full", keep=False, progress=None):
         calls.append((model, task.name, seed))
         return {lowering: small(lowering, task.name, seed) for lowering in lowerings}
 
