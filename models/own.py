@@ -1,7 +1,7 @@
 """Networks that a user brings as ONNX files: how each is lowered for a backend, and where what was trained from it is.
 
-A float network (with Relu) and a polynomial one run as they are where a backend takes them. A float one does not
-become polynomial by itself; either becomes integers by quantisation after training.
+A float network (with Relu) and a polynomial one run as they are where a backend takes them. A float one becomes polynomial
+by training (``python -m bench train --from FILE``), and either becomes integers by quantisation after training.
 ``provenance["origin"]`` of each says which file it is of and what was done.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ def stem(sha256: str, task: Task, lowering: str) -> Path:
 def network(path: str, task: Task, lowering: str, dataset: Dataset) -> Network:
     """The network of a file, lowered; as ``float``, the reference, it is what the file holds.
 
-    Raises NetworkFileError for a file that cannot be used or does not fit the task, NetworkError if it would have to be
-    trained first.
+    Raises NetworkFileError for a file that cannot be used or does not fit the task, NetworkError if it must be trained
+    first.
     """
     own = fitted(path, task)
     if lowering == "float" or own.lowering == lowering:
@@ -55,11 +56,17 @@ def network(path: str, task: Task, lowering: str, dataset: Dataset) -> Network:
     kept = stem(own.provenance["origin"]["sha256"], task, lowering)
     if not kept.with_name(f"{kept.name}.json").is_file():
         raise NetworkError(
-            f"{path} has Relu, and this backend needs polynomials: use openfhe:relu or tfhe, which take it as it is, or "
-            "export a network whose activations are polynomials"
+            f"{path} has Relu, and this backend needs polynomials: run `{training(path, task)}` first, which replaces and "
+            "fine-tunes them"
         )
     how = "activations replaced by polynomials and fine-tuned, with the original as teacher"
     return _described(Network.load(kept), own, how)
+
+
+def training(path: str, task: Task) -> str:
+    """The command that makes a polynomial network of a float one."""
+    data = ["--data", task.file] if task.file else ["--task", task.name]
+    return shlex.join(["python", "-m", "bench", "train", "--from", path, *data])
 
 
 def fitted(path: str, task: Task) -> Network:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -18,15 +17,8 @@ from models import NetworkError, zoo
 from models.network import Network
 from models.tasks import Dataset, user_cache
 
-SOURCES = (
-    "augment",
-    "fcnn",
-    "polycnn",
-    "presets",
-    "quantised",
-    "teacher",
-    "train",
-)  # whose change makes it another one
+# whose change makes it another training
+SOURCES = ("augment", "fcnn", "polycnn", "presets", "quantised", "teacher", "train")
 
 
 class Unfinished:
@@ -76,6 +68,6 @@ def of(dataset: Dataset, about: dict[str, Any]) -> Path:
     for name in SOURCES:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     for split in (dataset.train, dataset.val):
-        digest.update(np.ascontiguousarray(split.images))
-        digest.update(np.ascontiguousarray(split.labels))
+        digest.update(split.images.tobytes())
+        digest.update(split.labels.tobytes())
     return user_cache() / "unfinished" / digest.hexdigest()[:16]

@@ -146,7 +146,7 @@ def _find(model: str, task: Task, lowering: str) -> Path | None:
 def _check(model: str) -> None:
     if model not in MODELS:
         if is_own(model):
-            raise UnknownModel(f"{model} is a network of your own, which this command does not train")
+            raise UnknownModel(f"{model} is a network of your own: python -m bench train --from {model} fine-tunes it")
         raise UnknownModel(f"unknown model {model!r}: choose from {', '.join(MODELS)}, or name an ONNX file of your own")
 
 

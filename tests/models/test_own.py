@@ -44,7 +44,7 @@ def test_a_name_is_no_file_unless_it_is_one(lola, tmp_path, monkeypatch):
     assert zoo.is_trained(lola, BREAST)
     with pytest.raises(zoo.UnknownModel, match="or name an ONNX file"):
         zoo.check("resnet", BREAST)
-    with pytest.raises(zoo.UnknownModel, match="a network of your own, which this command does not train"):
+    with pytest.raises(zoo.UnknownModel, match="bench train --from"):
         zoo.train(lola, BREAST, data())
 
 
@@ -57,7 +57,7 @@ def test_a_polynomial_network_is_used_as_it_is(lola, lowering):
 
 def test_a_relu_network_waits_for_its_training(lenet):
     assert zoo.network(lenet, BREAST, "float", dataset=data()).lowering == "float"
-    with pytest.raises(NetworkError, match="has Relu, and this backend needs polynomials: use openfhe:relu"):
+    with pytest.raises(NetworkError, match="run `python -m bench train --from .*relu.onnx --task breastmnist` first"):
         zoo.network(lenet, BREAST, "polynomial", dataset=data())
 
 
@@ -71,7 +71,7 @@ def test_what_was_trained_from_the_file_is_found_by_its_content(lenet, lola, tmp
     assert np.array_equal(network.forward(data().test.images / 255), trained.forward(data().test.images / 255))
     assert (network.model, network.provenance["origin"]["file"]) == (str(copy), "copy.onnx")
     assert "fine-tuned" in network.provenance["origin"]["how"]
-    with pytest.raises(NetworkError, match="needs polynomials"):
+    with pytest.raises(NetworkError, match="--task pneumoniamnist"):
         zoo.network(str(copy), tasks.task("pneumoniamnist"), "polynomial", dataset=data())
 
 
@@ -125,3 +125,13 @@ def test_networks_that_do_not_fit_the_task(lola, tmp_path):
     with pytest.raises(NetworkFileError, match="or take larger images \\(--size 64\\)"):
         own.fitted(path, BREAST)
     assert own.fitted(path, tasks.task("breastmnist_64")).outputs == 2
+
+
+def test_the_command_that_trains_can_be_pasted(tmp_path):
+    np.savez(
+        tmp_path / "my data.npz",
+        **{f"{s}_images": np.zeros((4, 28, 28), np.uint8) for s in tasks.SPLITS},
+        **{f"{s}_labels": np.arange(4) % 2 for s in tasks.SPLITS},
+    )
+    task = tasks.task(f"{tmp_path / 'my data.npz'}:ordinal-regression")
+    assert own.training("a b.onnx", task).endswith(f"--from 'a b.onnx' --data '{task.file}'")
