@@ -103,7 +103,7 @@ def _run(
     ciphers = program.read(request)
     layers_ms.append(1e3 * (time.perf_counter() - start))
     evaluator.seconds.clear()
-    values = {0: ciphers}
+    values: dict[int, Any] = {0: ciphers}
     for index in range(len(plan.steps)):
         start = time.perf_counter()
         program.step(index, values)

@@ -107,7 +107,7 @@ def matmul(weights: np.ndarray, residues: np.ndarray | Sequence[np.ndarray], pri
 def add_product(
     total: np.ndarray,
     weights: np.ndarray,
-    residues: Sequence[np.ndarray],
+    residues: np.ndarray | Sequence[np.ndarray],
     primes: Sequence[int],
     turns: AbstractContextManager = contextlib.nullcontext(),  # noqa: B008 (it has no state)
 ) -> None:
