@@ -30,6 +30,10 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 # every library's own name for the number of its threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+# How threads of OpenMP wait for their next region. By default GNU's spin for milliseconds, and beside another busy process
+# they take the core from the very thread that they wait for; here they sleep after a short spin. The ways are compared by
+# tests/benchmarks/test_threads.py.
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 # kills for memory: of this control group or, outside of one, of the system
 OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -71,7 +75,7 @@ class Party:
         self._oom_kills = _oom_kills()
         self._operation = "start"
         self._connection, theirs = socket.socketpair()
-        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | WAITING
         self._mark = environment[MARK] = uuid.uuid4().hex
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         arguments = [str(theirs.fileno()), role, backend.module, str(threads), str(memory_limit_bytes)]

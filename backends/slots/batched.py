@@ -27,7 +27,7 @@ from backends.slots.library import Cipher, Evaluator, ResidueEvaluator
 from backends.slots.plan import Plan, Scalar
 from backends.slots.workers import Turns, cores, share, shared_array
 
-TILE_ROWS = 48
+TILE_BYTES = 1 << 28  # of ciphertexts of three polynomials: few tiles add up quickly, small ones need little memory
 Value: TypeAlias = "np.ndarray | Sequence[Sequence[np.ndarray]]"  # an array, or views of the ciphertexts of a request
 
 
@@ -45,15 +45,16 @@ class BatchedProgram:
         self.plan = plan
         self._evaluator, self._moduli = evaluator, moduli
         self._program = Program(plan, evaluator, moduli, weights=())
-        self._scales = self._program.scales
+        self.scales = self._program.scales
         self._halves = range(1 + plan.input.paired)
         self._weights = {v: self._integers(v, s) for v, s in enumerate(plan.steps, 1) if isinstance(s, Scalar)}
+        self._tile_rows = max(16, TILE_BYTES // (len(self._halves) * 3 * len(moduli) * plan.parameters.ring_dimension * 8))
         self._kept = [value for value in range(1, len(plan.steps) + 1) if self._is_kept(value)]
         self._last = {source: value for value in self._kept for source in self._reads(value)}
 
     def _integers(self, value: int, step: Scalar) -> list[np.ndarray]:
         """The weights for each source. Raises InexactError if their products would not be exact."""
-        scales = [self._scales[value] / self._scales[source] for source in step.sources]
+        scales = [self.scales[value] / self.scales[source] for source in step.sources]
         found = [residues.integers(weight, scale) for weight, scale in zip(step.weights, scales)]
         for weights, prime in product(found, self._primes(value)):
             residues.limbs(weights, prime.bit_length())
@@ -104,8 +105,12 @@ class BatchedProgram:
         values: dict[int, Value] = {0: request}
         for index in range(len(self.plan.steps)):
             self.step(index, values)
+        return self.response(values)
+
+    def response(self, values: dict[int, Value]) -> list[Cipher]:
+        """After the last step."""
         last = values[len(self.plan.steps)]
-        return [self._evaluator.of_residues(cipher, self._scales[-1]) for half in last for cipher in half]
+        return [self._evaluator.of_residues(cipher, self.scales[-1]) for half in last for cipher in half]
 
     def step(self, index: int, values: dict[int, Value]) -> None:
         """Makes value `index` + 1 if it is one that is kept, and forgets those that no later step reads."""
@@ -151,12 +156,7 @@ class BatchedProgram:
             made = [self._residues(cipher) for cipher in self._rows(source, halves, rows, values)]
             for k, half in enumerate(halves):
                 terms, weights = made[k * len(rows) : (k + 1) * len(rows)], self._signed(value, 0, half)[:, rows]
-                concerned = np.flatnonzero(weights.any(axis=1))
-                for outputs in np.array_split(concerned, -(-len(concerned) // TILE_ROWS)) if len(concerned) else ():
-                    part = residues.matmul(weights[outputs], terms, primes)
-                    with turns:
-                        for output, more in zip(outputs, part):
-                            sums[half, output] = residues.add(sums[half, output], more, primes)
+                residues.add_product(sums[half], weights, terms, primes, turns)
 
         share(len(tasks), add)
         return sums
@@ -170,7 +170,7 @@ class BatchedProgram:
         weights = self._weights[scalars[0]][0]
         groups = [self._halves] if together else [[half] for half in self._halves]
         each = -(-cores() // len(groups))
-        count = each * -(-len(weights) // (each * TILE_ROWS))
+        count = each * -(-len(weights) // (each * self._tile_rows))
         tiles = [tile.tolist() for tile in residues.tiles(weights, min(count, len(weights)))]
         return [(halves, rows) for halves in groups for rows in tiles], len(weights)
 
@@ -181,7 +181,7 @@ class BatchedProgram:
         step = self.plan.steps[value - 1]
         if isinstance(step, Scalar):
             return self._affine(value, step, halves, rows, values)
-        scales = self._scales
+        scales = self.scales
         read = {v: [self._cipher(c, scales[v]) for c in self._rows(v, halves, rows, values)] for v in step.sources}
         return METHODS[type(step)](self._program, value, step, read)
 
@@ -189,7 +189,7 @@ class BatchedProgram:
         self, value: int, step: Scalar, halves: Sequence[int], rows: list[int], values: dict[int, Value]
     ) -> list[Any]:
         primes = self._primes(value)
-        scale = self._scales[value] * math.prod(self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)])
+        scale = self.scales[value] * math.prod(self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)])
         sums: list[np.ndarray] = []
         for half in [0] if step.split else halves:
             if -value in values:

@@ -15,10 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from backends.slots.library import KeyRequest, Library, Parameters
+from backends.slots import residues
+from backends.slots.library import Cipher, KeyRequest, Library, Parameters
 from backends.slots.plan import Carry, Kernel, Packed, Plan, Product, Scalar, Step
 
 REFERENCE_RING_DIMENSION = 8192
@@ -201,7 +204,7 @@ def measure(library: Library, repetitions: int = 25) -> dict[str, list[float]]:
                 break
             bits -= 2
         for name, ms in _measure(library, parameters, repetitions).items():
-            table.setdefault(name, []).append(round(ms, 4))
+            table.setdefault(name, []).append(float(f"{ms:.4g}"))
     return table
 
 
@@ -252,7 +255,28 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
         "rotate_sum_call": max(one - step - extra_input, 0.0),
         "rescale": ms(lambda: e.rescale(product)) if parameters.depth else 0.0,
     }
-    return table
+    return table | _measure_residues(library, parameters, e, a, squared, ms)
+
+
+def _measure_residues(
+    library: Library, parameters: Parameters, e: Any, a: Cipher, squared: Cipher, ms: Callable[[Callable], float]
+) -> dict[str, float]:
+    """One core's milliseconds; a product is one of a matrix of the size of a tile, with all that is done around it. Its sums
+    are part of it."""
+    if not hasattr(e, "residues"):
+        return {}
+    moduli, outputs, inputs = library.moduli(parameters), 48, 392
+    weights = residues.integers(np.random.default_rng(0).uniform(-0.1, 0.1, (outputs, inputs)), 2.0**18)
+    row = e.residues(a)
+    with threadpool_limits(1, "blas"):
+        product = ms(lambda: residues.matmul(weights, [row] * inputs, moduli))
+    return {
+        "multiply_residues": product / (outputs * inputs),
+        "add_residues": 0.0,
+        "add_constant": ms(lambda: residues.add(row[0], row[1], moduli)),
+        "residues": ms(lambda: e.residues(squared)),
+        "of_residues": ms(lambda: e.of_residues(row, 2.0**18)),
+    }
 
 
 def main() -> None:

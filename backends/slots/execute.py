@@ -114,6 +114,10 @@ class Program:
         values = {0: ciphers}
         for index in range(len(self._loaded)):
             self.step(index, values)
+        return self.response(values)
+
+    def response(self, values: dict[int, list[Cipher]]) -> list[Cipher]:
+        """After the last step."""
         return values[len(self._loaded)]
 
     def step(self, index: int, values: dict[int, list[Cipher]]) -> None:

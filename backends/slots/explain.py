@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from backends.slots import costs, execute
+from backends.slots import batched, costs, execute
 from backends.slots.blocks import Blocks
-from backends.slots.library import Cipher, Library
+from backends.slots.library import Library
 from backends.slots.plan import Carry, Plan, Product
 
 REPETITIONS = 15
@@ -41,12 +41,14 @@ def explain(
     """Layout, level, operations, predicted and measured milliseconds of each layer; medians over a few images."""
     client, evaluator = library.client(plan.parameters), Timed(library.evaluator(plan.parameters))
     evaluator.load_keys(client.keygen(plan.keys))
-    moduli, weights = library.moduli(plan.parameters), None
-    if plan.encrypted:
+    moduli = library.moduli(plan.parameters)
+    if not plan.encrypted:
+        program = batched.program(plan, evaluator, moduli)
+    else:
         owner = library.owner(plan.parameters, client.public_key())
         fresh = (owner.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli))
         weights = (evaluator.deserialise(owner.serialise(cipher)) for cipher in fresh)
-    program = execute.Program(plan, evaluator, moduli, weights)
+        program = execute.Program(plan, evaluator, moduli, weights)
     flat = images.reshape(len(images), -1)
     repetitions = 1 if plan.input.batched else REPETITIONS
     runs = []
@@ -88,21 +90,26 @@ def _names(plan: Plan) -> list[str]:
 
 
 def _run(
-    plan: Plan, blocks: Blocks, program: execute.Program, client: Any, evaluator: Timed, images: np.ndarray
+    plan: Plan,
+    blocks: Blocks,
+    program: execute.Program | batched.BatchedProgram,
+    client: Any,
+    evaluator: Timed,
+    images: np.ndarray,
 ) -> dict[str, Any]:
     request = [client.serialise(cipher) for cipher in execute.encrypt(plan, client, images)]
     layers_ms = []
     start = time.perf_counter()
-    ciphers: list[Cipher] = [evaluator.deserialise(part) for part in request]
+    ciphers = program.read(request)
     layers_ms.append(1e3 * (time.perf_counter() - start))
     evaluator.seconds.clear()
-    values = {0: ciphers}
+    values: dict[int, Any] = {0: ciphers}
     for index in range(len(plan.steps)):
         start = time.perf_counter()
         program.step(index, values)
         layers_ms.append(1e3 * (time.perf_counter() - start))
     primitives_ms = 1e3 * sum(evaluator.seconds.values())
-    ciphers = [client.deserialise(evaluator.serialise(cipher)) for cipher in values[len(plan.steps)]]
+    ciphers = [client.deserialise(evaluator.serialise(cipher)) for cipher in program.response(values)]
     logits = execute.decrypt(plan, client, ciphers, program.scales[-1], len(images))
     error = float(np.abs(logits - blocks.forward(images)).max())
     return {"layers_ms": layers_ms, "primitives_ms": primitives_ms, "error": error}

@@ -12,8 +12,11 @@ This module knows no library and no scheme.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -95,27 +98,38 @@ def matmul(weights: np.ndarray, residues: np.ndarray | Sequence[np.ndarray], pri
     a list; residues of primes behind those that are named are left out. Returns uint64 (outputs, polynomials, primes, N).
     Raises InexactError.
     """
-    weights = np.asarray(weights, np.float64)
-    used = np.flatnonzero(weights.any(axis=0))
     polynomials, _, n = residues[0].shape
-    result = np.zeros((len(weights), polynomials, len(primes), n), np.uint64)
-    weights, rows = np.ascontiguousarray(weights[:, used]), [residues[i] for i in used.tolist()]
-    shapes = {prime: limbs(weights, prime.bit_length()) for prime in primes} if rows else {}
+    total = np.zeros((len(weights), polynomials, len(primes), n), np.uint64)
+    add_product(total, weights, residues, primes)
+    return total
+
+
+def add_product(
+    total: np.ndarray,
+    weights: np.ndarray,
+    residues: np.ndarray | Sequence[np.ndarray],
+    primes: Sequence[int],
+    turns: AbstractContextManager = contextlib.nullcontext(),  # noqa: B008 (it has no state)
+) -> None:
+    """Adds the product, see `matmul`, to `total`; in turns, where several processes add to it."""
+    outputs, inputs = np.flatnonzero(weights.any(axis=1)), np.flatnonzero(weights.any(axis=0))
+    if not len(outputs):
+        return
+    weights = np.ascontiguousarray(weights[np.ix_(outputs, inputs)], np.float64)
+    rows = [residues[i] for i in inputs.tolist()]
+    polynomials, _, n = rows[0].shape
     for index, prime in enumerate(primes):
-        if not rows:
-            break
-        shape = shapes[prime]
+        shape = limbs(weights, prime.bit_length())
         columns = _columns(shape, len(rows), n)
-        for polynomial in range(polynomials):
-            for start in range(0, n, columns):
-                part = slice(start, start + columns)
-                out = result[:, polynomial, index, part]
-                for first in range(0, len(rows), shape.block):
-                    block = slice(first, first + shape.block)
-                    matrix = np.array([row[polynomial, index, part] for row in rows[block]])
-                    product = _product(weights[:, block], matrix, shape, prime)
-                    out[:] = _sum(out, product, prime) if first else product
-    return result
+        for polynomial, start, first in product(
+            range(polynomials), range(0, n, columns), range(0, len(rows), shape.block)
+        ):
+            part, block = slice(start, start + columns), slice(first, first + shape.block)
+            matrix = np.array([row[polynomial, index, part] for row in rows[block]])
+            more = _product(weights[:, block], matrix, shape, prime)
+            place = outputs, polynomial, index, part
+            with turns:
+                total[place] = _sum(total[place], more, prime)
 
 
 def _columns(shape: Limbs, inputs: int, n: int) -> int:
