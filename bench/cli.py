@@ -375,7 +375,7 @@ def _trials(name: str, changes: dict, data_dir: Path | None, size: int | None = 
 
 def _check_preset(model: str, lowering: str, backend: str) -> None:
     """Raises UnknownModel for a preset, which is an integer network, where another lowering would run."""
-    if "@" in model and model in zoo.MODELS and lowering != "integer":
+    if zoo.is_preset(model) and model in zoo.MODELS and lowering != "integer":
         raise zoo.UnknownModel(
             f"{model} is a preset of integer networks, and {backend} runs {lowering} ones: "
             f"choose --model {zoo.base(model)}, or a backend of integer networks (tfhe)"
@@ -564,7 +564,7 @@ def tune(
     from bench.process import TrialError
 
     info, _ = resolve(backend)
-    if info.lowering != "integer" or model not in zoo.MODELS or "@" in model:
+    if info.lowering != "integer" or model not in zoo.MODELS or zoo.is_preset(model) or not tuning.tunable(model):
         _fail(
             f"nothing to search for {backend} and {model}: choose a backend of integer networks and a plain model",
             USAGE,
@@ -735,7 +735,7 @@ def train(
 
         own.fitted(source, described)  # raises NetworkFileError
     else:
-        zoo.is_trained(name, described)  # raises UnknownModel
+        zoo.trainable(name, described)
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ from models.network import Network
 from models.quantised import Quantisation
 from models.tasks import Dataset, Task, normalise
 from models.train import Labelled, Recipe
+from models.zoo import INTEGER_NETWORK
 
 Progress = Callable[[float, str], None]  # share of the budget, what is going on
 
@@ -55,6 +56,11 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "complexity": "minimize",
     "uncompressed_key_bytes": "minimize",
 }
+
+
+def tunable(model: str) -> bool:
+    """Whether the integer network of a model is fine-tuned, which is what is searched."""
+    return presets.PRESETS[INTEGER_NETWORK.get(model, model)].fine_tuned
 
 
 def seconds(text: str) -> float:

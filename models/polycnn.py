@@ -106,7 +106,7 @@ class PolyCnn(nn.Module):
         modules = list(self.layers)
         for module, following in zip(modules, [*modules[1:], None], strict=True):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                weight, bias = _folded(module, following)
+                weight, bias = folded(module, following)
                 if isinstance(module, nn.Linear):
                     exported.append(Gemm(weight, bias))
                 else:
@@ -124,7 +124,7 @@ class PolyCnn(nn.Module):
         return tuple(exported)
 
 
-def _folded(affine: nn.Conv2d | nn.Linear, following: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
+def folded(affine: nn.Conv2d | nn.Linear, following: nn.Module | None) -> tuple[np.ndarray, np.ndarray]:
     """Weight and bias of an affine layer together with the batch normalisation that follows it, if one does."""
     weight = affine.weight.double()
     bias = torch.zeros(len(weight), dtype=torch.double) if affine.bias is None else affine.bias.double()

@@ -10,11 +10,15 @@ from models.quantised import Quantisation
 
 @dataclass(frozen=True)
 class Preset:
-    """real: the lowering that is trained first and then quantised. architecture: options of the model's class."""
+    """real: the lowering that is trained first and then quantised. architecture: options of the model's class.
+
+    fine_tuned: behind quantisers (`models.quantised`), which takes a chain; else quantised after training (`models.ptq`).
+    """
 
     bits: Quantisation = field(default_factory=Quantisation)
     real: str = "polynomial"
     architecture: dict[str, Any] = field(default_factory=dict)
+    fine_tuned: bool = True
 
 
 # Polynomials: behind a table a degree-2 activation costs what ReLU costs, and one such neuron does the work of two.
@@ -30,4 +34,11 @@ PRESETS = {
     # Many activations: fewer bits for each.
     "polycnn": Preset(Quantisation(accumulator_bits=4, activation_bits=3, output_weight_bits=4)),
     "polycnn-s": Preset(Quantisation(accumulator_bits=4, activation_bits=3, output_weight_bits=4)),
+    # Latents have a sign and gates are products: quantised after training, which takes any graph.
+    **{
+        f"latentcnn{gate}{reads}": Preset(fine_tuned=False)
+        for gate in ("", "-se")
+        for reads in ("", "@quantised", "@image")
+    },
+    **{f"hefnet{gate}": Preset(fine_tuned=False) for gate in ("", "-se")},
 }

@@ -75,7 +75,8 @@ class Bits:
 def quantise(network: Network, images: np.ndarray, bits: Bits = Bits()) -> Network:
     """The integer lowering of `network`.
 
-    images: (n, channels, height, width) uint8, of the training split; ranges are those of all of them.
+    images: (n, channels, height, width) uint8, of the training split, or what the network reads instead (`models.inputs`),
+    as floats; ranges are those of all of them.
     Raises NetworkError, which names the node, for what has no integer form.
     """
     if network.lowering == "integer":
@@ -129,8 +130,8 @@ def _apply(operator: Operator, *values: np.ndarray) -> np.ndarray:
 
 
 def _evaluate(network: Network, images: np.ndarray) -> dict[str, np.ndarray]:
-    """All values of images (uint8)."""
-    values = {network.inputs[0].name: images / 255}
+    """All values of images (uint8), or of what the network reads instead (floats)."""
+    values = {network.inputs[0].name: images / 255 if images.dtype == np.uint8 else images.astype(np.float64)}
     for node in network.nodes:
         values[node.output] = _apply(node.operator, *(values[name] for name in node.inputs))
     return values
@@ -260,9 +261,12 @@ class _Quantiser:
             self._nodes.append(node)
             self._names.add(node.output)
             name, x = node.output, self._real[node.output]
-        bits = self._bits.input
-        new, values = self._emit(Quantise(1 / (2**bits - 1), bits), [(name, x)], f"{name} quantised")
-        self._values[name] = _Integers(new, 1 / (2**bits - 1), values, bits, quantised=True)
+        bits, (low, high) = self._bits.input, self._ranges[name]
+        quantise = Quantise(1 / (2**bits - 1), bits)  # images are in [0, 1]; what else there is has a sign
+        if low.min() < 0:
+            quantise = Quantise(float(max(-low.min(), high.max())) / (2 ** (bits - 1) - 1), bits, signed=True)
+        new, values = self._emit(quantise, [(name, x)], f"{name} quantised")
+        self._values[name] = _Integers(new, quantise.scale, values, bits, quantised=True)
         return left
 
     def _emit(self, operator: Operator, inputs: list[tuple[str, np.ndarray]], name: str) -> tuple[str, np.ndarray]:

@@ -34,9 +34,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import fcnn, polycnn, unfinished
+from models import fcnn, inputs, latentcnn, polycnn, ptq, unfinished
 from models.augment import augment
-from models.network import LOWERINGS, Gemm, Network, chain
+from models.encoder import Encoder
+from models.network import IMAGE, LOWERINGS, Gemm, Input, Network, Node, chained
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
@@ -47,7 +48,8 @@ from models.zoo import INTEGER_NETWORK, base
 
 @dataclass(frozen=True)
 class Architecture:
-    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export() -> tuple[Operator, ...]`.
+    """build: makes, of (input_shape, outputs, lowering), a torch module that has `export()`: the nodes of a graph, or the
+    operators of a chain.
 
     images: how many are seen in the training of a student; rate: the peak of its learning rate.
     """
@@ -62,6 +64,17 @@ ARCHITECTURES = {
     "fcnn": Architecture(fcnn.Fcnn, 400_000, 2e-3),
     "polycnn": Architecture(functools.partial(polycnn.PolyCnn, polycnn.DEEP), 150_000, 5e-3),
     "polycnn-s": Architecture(functools.partial(polycnn.PolyCnn, polycnn.SHALLOW), 150_000, 5e-3),
+    **{
+        f"latentcnn{gate}{reads}": Architecture(
+            functools.partial(latentcnn.LatentCnn, latentcnn.small(bool(gate), reads == "@image")), 150_000, 5e-3
+        )
+        for gate in ("", "-se")
+        for reads in ("", "@quantised", "@image")
+    },
+    **{
+        f"hefnet{gate}": Architecture(functools.partial(latentcnn.LatentCnn, latentcnn.hefnet(bool(gate))), 12_000, 2e-3)
+        for gate in ("", "-se")
+    },
 }
 
 
@@ -86,6 +99,7 @@ TEACHER_IMAGES = 60_000  # images seen in the training of a teacher, if the trai
 POOL_IMAGES = 60_000
 POOL_BYTES = 2**30  # of views, where images are so large that there would be more
 QUANTISED_IMAGES = 100_000
+QUANTISATION_IMAGES = 1000  # from which quantisation after training takes its ranges
 VALIDATION_IMAGES = 2_000
 RANGE_PENALTY = 1.0  # for inputs of polynomial activations beyond their range
 HARD = 0.3  # share of the true label in a soft label
@@ -96,13 +110,18 @@ PROBE_STEPS = 3  # of which the first warms up
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: (n, channels, height, width) uint8. targets: (n, outputs) probabilities."""
+    """images: (n, channels, height, width) uint8, or float32 latents as the network reads them. targets: (n, outputs)
+    probabilities."""
 
     images: torch.Tensor
     targets: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def read(self, chosen: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """What the network reads of the chosen ones, float32."""
+        return self.images[chosen] / 255 if self.images.dtype == torch.uint8 else self.images[chosen]
 
 
 def train(
@@ -115,12 +134,14 @@ def train(
     budget: float = 1.0,
     effort: str = "full",
     keep: bool = False,
+    encoder: Encoder | None = None,
 ) -> dict[str, Network]:
     """One trained network for each lowering.
 
     progress: called with the fraction done (0 … 1) and a line that says what is being done; first with what it will cost.
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     effort: one of `EFFORTS`. keep: keep in the user cache what is done so far, for the next call, until all is done.
+    encoder: of a model that reads latents (`models.inputs`).
     """
     preset = PRESETS[INTEGER_NETWORK.get(model, model)]
     title = f"{model} · {task.name}"
@@ -131,20 +152,24 @@ def train(
 
     chosen = EFFORTS[effort]
     about = {"model": model, "task": task.name, "kind": task.kind, "seed": seed, "budget": budget, "effort": effort}
+    about |= {"encoder": encoder.sha256} if encoder else {}
     kept = Unfinished(unfinished.of(dataset, about) if keep else None)
-    recipe = Recipe(task, seed, budget * chosen.share, chosen, kept)
+    recipe = Recipe(task, seed, budget * chosen.share, chosen, kept, encoder)
     minutes = recipe.seconds(model, dataset.train, lowerings, preset) / 60
     quick = "" if chosen.single else "; --effort quick takes a fifteenth or so"
     report(0.0, f"{title}: about {max(minutes, 1):.0f} min in all, judged by a few steps{quick}")
     teachers = recipe.teachers(dataset.train, part(0, 0.4, "teacher"))
     report(0.4, f"{title}: augmented views")
-    pool = recipe.views(dataset.train, POOL_IMAGES, teachers)
-    validation = recipe.views(dataset.val, VALIDATION_IMAGES)
-    networks = {}
+    views = POOL_IMAGES if encoder is None else min(POOL_IMAGES, ARCHITECTURES[base(model)].images)
+    pool = recipe.encoded(recipe.views(dataset.train, views, teachers))
+    validation = recipe.encoded(recipe.views(dataset.val, VALIDATION_IMAGES))
+    networks: dict[str, Network] = {}
     for index, lowering in enumerate(lowerings):
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
-        if lowering == "integer":
+        if lowering == "integer" and not preset.fine_tuned:
+            network = ptq.quantise(networks[preset.real], pool.images.numpy()[:QUANTISATION_IMAGES])
+        elif lowering == "integer":
             network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
@@ -157,13 +182,17 @@ def train(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps 1 to 3 for one task and seed; `budget` scales how many images are seen. kept: the parts that are done."""
+    """Steps 1 to 3 for one task and seed; `budget` scales how many images are seen. kept: the parts that are done.
+
+    encoder: makes what the students read of images, which the teachers see as they are.
+    """
 
     task: Task
     seed: int
     budget: float
     effort: Effort = EFFORTS["full"]
     kept: Unfinished = dataclasses.field(default_factory=Unfinished)
+    encoder: Encoder | None = None
 
     @property
     def teacher_count(self) -> int:
@@ -215,6 +244,13 @@ class Recipe:
             targets = HARD * targets + (1 - HARD) * opinions
         return Labelled(pool, targets)
 
+    def encoded(self, views: Labelled) -> Labelled:
+        """What the students read of these images: latents, where there is an encoder."""
+        if self.encoder is None:
+            return views
+        parts = [self.encoder.read(part.numpy()) for part in views.images.split(BATCH)]
+        return Labelled(torch.from_numpy(np.concatenate(parts)), views.targets)
+
     def pool_size(self, split: Split, images: int) -> int:
         """How many views there are, the split itself included."""
         images = int(min(images, POOL_BYTES // math.prod(split.images.shape[1:])) * self.budget)
@@ -240,7 +276,7 @@ class Recipe:
         student = self.one_student(
             model, preset.real, preset.architecture, pool, restart, lambda f, text: progress(0.7 * f, text)
         )
-        logits = np.concatenate([student.forward(part.numpy() / 255) for part in pool.images.split(BATCH)])
+        logits = np.concatenate([student.forward(part.numpy()) for part in pool.read().split(BATCH)])
         return fine_tune(
             student,
             preset.bits,
@@ -262,8 +298,9 @@ class Recipe:
     ) -> Network:
         """options: further arguments of the model's class."""
         architecture = ARCHITECTURES[base(model)]
+        shape = inputs.shape(model, self.task)
         module = self.fit(
-            lambda: architecture.build(self.task.input_shape, self.task.outputs, lowering, **options),
+            lambda: architecture.build(shape, self.task.outputs, lowering, **options),
             pool,
             images=architecture.images,
             rate=architecture.rate,
@@ -272,8 +309,9 @@ class Recipe:
             augmented=False,
             progress=progress,
         )
-        task = self.task
-        return chain(model, task.name, lowering, task.input_shape, module.export())
+        exported = module.export()
+        nodes = exported if isinstance(exported[0], Node) else chained(exported)
+        return Network(model, self.task.name, lowering, (Input(IMAGE, shape),), nodes, (nodes[-1].output,))
 
     def best(
         self, name: str, make: Callable[[int, Progress], Network], validation: Labelled, progress: Progress
@@ -289,7 +327,7 @@ class Recipe:
         return best[1]
 
     def loss_on(self, validation: Labelled, network: Network) -> float:
-        logits = torch.from_numpy(network.forward(validation.images.numpy() / 255))
+        logits = torch.from_numpy(network.forward(validation.read().numpy()))
         return loss_of(self.task)(logits, validation.targets.double()).item()
 
     def fit(
@@ -311,7 +349,7 @@ class Recipe:
         optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
         for step, batch in zip(range(steps), _batches(len(data), generator), strict=False):
-            views = data.images[batch] / 255
+            views = data.read(batch)
             value = loss(module(augment(views, generator) if augmented else views), data.targets[batch])
             excess = [layer.excess for layer in module.modules() if hasattr(layer, "excess")]
             optimiser.zero_grad()
@@ -331,14 +369,21 @@ class Recipe:
     def seconds(self, model: str, split: Split, lowerings: Sequence[str], preset: Preset) -> float:
         """Of the whole training, judged by a few steps of each kind on this machine, now."""
         architecture, size = ARCHITECTURES[base(model)], min(BATCH, len(split))
+        shape = inputs.shape(model, self.task)
         batch = torch.from_numpy(split.images[:size]) / 255
         per_pool = self.pool_size(split, POOL_IMAGES)
         teacher = self.step_seconds(Teacher(self.task.channels, self.task.outputs), batch, True)
         total = self.teacher_count * self.steps(TEACHER_IMAGES, len(split)) * teacher
         total += 0.7 * per_pool / size * teacher  # views, and what the teachers say of them
+        if self.encoder is not None:
+            start = time.perf_counter()
+            batch = torch.from_numpy(self.encoder(batch.numpy()))
+            total += per_pool / size * (time.perf_counter() - start)
         for lowering in lowerings:
+            if lowering == "integer" and not preset.fine_tuned:
+                continue
             real, options = (preset.real, preset.architecture) if lowering == "integer" else (lowering, {})
-            student = architecture.build(self.task.input_shape, self.task.outputs, real, **options)
+            student = architecture.build(shape, self.task.outputs, real, **options)
             one = self.step_seconds(student, batch, False)
             steps = self.steps(architecture.images, per_pool)
             if lowering == "integer":  # each step behind quantisers is about two of a plain student
@@ -368,9 +413,9 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     task, images = dataset.task, len(dataset.val)
     if task.multi_label:  # each label has an answer of its own; no class competes with another
         return network, 0.0
-    *body, last = network.operators
-    assert isinstance(last, Gemm)
-    logits = network.forward(validation.images.numpy() / 255)
+    *body, last = network.nodes
+    assert isinstance(last.operator, Gemm)
+    logits = network.forward(validation.read().numpy())
     labels = validation.targets.argmax(1).numpy()
     counts = np.bincount(dataset.train.labels[:, 0], minlength=task.outputs) + 1.0
     shift = -np.log(counts / counts.sum())
@@ -378,9 +423,9 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     accuracy = np.array([np.mean((logits + tau * shift).argmax(1) == labels) for tau in ADJUSTMENTS])
     best = accuracy.max()
     tau = float(ADJUSTMENTS[accuracy >= best - min(np.sqrt(best * (1 - best) / images), ADJUSTMENT_LOSS)].max())
-    bias = (last.bias + tau * shift).astype(np.float32)
-    layers = (*body, dataclasses.replace(last, bias=bias))
-    return network.with_operators(layers), tau
+    bias = (last.operator.bias + tau * shift).astype(np.float32)
+    last = dataclasses.replace(last, operator=dataclasses.replace(last.operator, bias=bias))
+    return dataclasses.replace(network, nodes=(*body, last)), tau
 
 
 def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:
@@ -396,8 +441,9 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
         "images": ARCHITECTURES[base(network.model)].images,
         "selection": "lowest loss on the validation split and augmented views of it",
         "logit_adjustment": round(adjustment, 2),
-        "validation": evaluate(network, dataset.val, task.kind),
-        "test": evaluate(network, dataset.test, task.kind),
+        "validation": evaluate(network, dataset.val, task.kind, recipe.encoder),
+        "test": evaluate(network, dataset.test, task.kind, recipe.encoder),
+        **({"encoder": recipe.encoder.described()} if recipe.encoder else {}),
         "data_md5": dataset.md5,
         "threads": torch.get_num_threads(),  # the order of sums, and so the last bits, depend on it
         "versions": {name: version(name) for name in ("torch", "numpy", "medmnist", "scikit-learn")},
@@ -406,11 +452,11 @@ def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, a
     return dataclasses.replace(network, provenance=provenance | network.provenance)
 
 
-def evaluate(network: Network, split: Split, kind: str) -> dict[str, float]:
+def evaluate(network: Network, split: Split, kind: str, encoder: Encoder | None = None) -> dict[str, float]:
     """MedMNIST's two metrics: ACC, and AUC averaged over classes or labels (absent ones left out)."""
     from sklearn.metrics import roc_auc_score
 
-    logits = network.forward(normalise(split.images))
+    logits = network.forward(encoder.read(split.images) if encoder else normalise(split.images))
     if kind == MULTI_LABEL:
         truth, correct = split.labels, (logits > 0) == split.labels
     else:

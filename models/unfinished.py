@@ -18,7 +18,9 @@ from models.network import Network
 from models.tasks import Dataset, user_cache
 
 # whose change makes it another training
-SOURCES = ("augment", "fcnn", "polycnn", "presets", "quantised", "teacher", "train")
+SOURCES = (
+    "augment", "encoder", "fcnn", "inputs", "latentcnn", "polycnn", "presets", "ptq", "quantised", "teacher", "train"
+)  # fmt: skip
 
 
 class Unfinished:

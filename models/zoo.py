@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models import own, tasks
+from models import NetworkFileError, inputs, own, tasks
 from models.tasks import Dataset, Task
 
 if TYPE_CHECKING:
+    from models.encoder import Encoder
     from models.network import Network
 
 # Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
-# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL.
+# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL. MODEL@INPUT
+# reads something else than MODEL (`models.inputs`): it is a model of its own.
 MODELS = {
     "fcnn": "fully connected: flatten, 64 hidden units, one activation",
     "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
@@ -24,7 +26,16 @@ MODELS = {
     "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
     "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
     "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
+    "latentcnn": "on latents that the client encodes: 2 convolutions, the second in 4 groups; global average; linear",
+    "latentcnn@quantised": "on latents after quantisation: each position the nearest of 256 codes",
+    "latentcnn@image": "on images: the first convolution steps from square to square, as the encoder would",
+    "latentcnn-se": "with squeeze and excitation: each channel times a gate that depends on all of them",
+    "latentcnn-se@quantised": "on latents after quantisation",
+    "latentcnn-se@image": "on images",
+    "hefnet": "as published (Kim et al. 2025): 4 convolutions, 64 to 256 channels, on latents of images of 256×256",
+    "hefnet-se": "with squeeze and excitation, as published",
 }
+INPUTS = ("image", "quantised")
 INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
 LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
 HERE = Path(__file__).parent
@@ -90,11 +101,48 @@ def train(
     effort: ``full``, or ``quick``, which takes minutes and learns less (`models.train.EFFORTS`). A training that was
     interrupted goes on from where it was, if the cache takes files.
     """
-    _check(model)
+    trainable(model, task)
+    reads = {}
+    if (made := encoder(model, task, dataset=dataset, effort=effort, progress=progress)) is not None:
+        reads["encoder"] = made
     from models.train import train  # torch, which is slow to import
 
-    what = ("integer",) if "@" in model else LOWERINGS
-    return train(model, task, dataset, what, seed=seed, effort=effort, keep=not unwritable(), progress=progress)
+    what = ("integer",) if is_preset(model) else LOWERINGS
+    return train(model, task, dataset, what, seed=seed, effort=effort, keep=not unwritable(), progress=progress, **reads)
+
+
+def encoder(
+    model: str,
+    task: Task,
+    *,
+    dataset: Dataset | None = None,
+    data_dir: Path | str | None = None,
+    effort: str = "full",
+    progress: Callable[[float, str], None] | None = None,
+) -> Encoder | None:
+    """What the client makes the model's input with: shipped, cached, or trained now and cached. None: it reads images.
+
+    Raises DataFileError for images that have no latent; else as `network`.
+    """
+    if (latent := inputs.LATENTS.get(model)) is None:
+        return None
+    inputs.shape(model, task)
+    from models.encoder import Encoder
+    from models.network import Network
+
+    stem, kept = _found(latent.encoder, task, "float"), _stem(_cache(), latent.encoder, task.name, "float")
+    if stem is not None:
+        return Encoder(Network.load(stem), latent.quantised)
+    if kept not in _unkept:
+        from models import encoder_training
+        from models.train import EFFORTS
+
+        data = dataset or tasks.load(task, data_dir)
+        trained = encoder_training.train(latent, data, share=EFFORTS[effort].share, effort=effort, progress=progress)
+        _unkept[kept] = trained
+        if not unwritable():
+            store(trained, kept)
+    return Encoder(_unkept[kept], latent.quantised)
 
 
 def keep(networks: dict[str, Network]) -> None:
@@ -120,16 +168,46 @@ def is_own(model: str) -> bool:
 
 
 def check(model: str, task: Task) -> None:
-    """Raises UnknownModel, or NetworkFileError for a user's file that does not fit the task."""
+    """Raises UnknownModel; NetworkFileError for a user's file that does not fit the task, and for an encoder that is not the
+    one that a network was trained with; DataFileError for images that a model cannot read."""
     if is_own(model):
         own.fitted(model, task)
-    else:
-        _check(model)
+        return
+    trainable(model, task)
+    if model in inputs.LATENTS and _found(inputs.LATENTS[model].encoder, task, "float"):
+        made = encoder(model, task)
+        assert made is not None
+        for lowering in LOWERINGS:
+            if (stem := _find(model, task, lowering)) is not None:
+                _belongs(made, stem)
+
+
+def trainable(model: str, task: Task) -> None:
+    """Raises UnknownModel for what is none of our models, DataFileError for images that it cannot read."""
+    _check(model)
+    inputs.shape(model, task)
+
+
+def _belongs(made: Encoder, stem: Path) -> None:
+    """Raises NetworkFileError."""
+    from models.network import Network
+
+    told = Network.load(stem).provenance.get("encoder", {})
+    if told.get("sha256") != made.sha256:
+        raise NetworkFileError(
+            f"the encoder {made.network.model} of {made.network.task} is not the one that {stem} was trained with: put back "
+            "the one that belongs to it, or delete the network and train it again"
+        )
 
 
 def base(model: str) -> str:
     """The model without its preset."""
-    return model.partition("@")[0]
+    return model.partition("@")[0] if is_preset(model) else model
+
+
+def is_preset(model: str) -> bool:
+    """Whether it names an integer network of its own."""
+    return "@" in model and model.partition("@")[2] not in INPUTS
 
 
 def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
@@ -139,6 +217,10 @@ def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:
     _check(model)
+    return _found(model, task, lowering)
+
+
+def _found(model: str, task: Task, lowering: str) -> Path | None:
     stems = (_stem(folder, model, task.name, lowering) for folder in (SHIPPED, _cache()))
     return next((stem for stem in stems if all(path.is_file() for path in _files(stem))), None)
 
