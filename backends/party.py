@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from backends import api, wire
+from models.encoder import Encoder
 from models.network import Network
 
 PR_SET_PDEATHSIG = 1
@@ -37,6 +38,7 @@ class Role:
     def __init__(self, role: str, module: str) -> None:
         self._target = getattr(importlib.import_module(module), role.capitalize())()
         self._value: Any = None
+        self._encoder: Encoder | None = None
 
     def call(self, name: str, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], wire.Message]:
         """The prepared call, so that only the backend's own work is timed; it returns a closure for the reply.
@@ -93,6 +95,23 @@ class Role:
         model = blobs["model"]
         return lambda: self._done(self._target.load_model(model))
 
+    # The encoder of a model that reads latents is the client's own: the backend gets latents in the place of images.
+
+    def _load_encoder(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        quantised, data = header["quantised"], blobs["encoder"]
+
+        def load() -> wire.Message:
+            self._encoder = Encoder(Network.from_bytes(data), quantised)
+            return wire.Message()
+
+        return load
+
+    def _encode(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        if (encoder := self._encoder) is None:
+            raise api.MessageError("called out of order: there is no encoder yet")
+        self._value, images = None, wire.array_from_bytes(blobs["images"])
+        return lambda: wire.Message({}, {"latents": wire.array_to_bytes(encoder(images))})
+
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         self._value, images = None, wire.array_from_bytes(blobs["images"])  # what is no longer needed is released here
         return lambda: self._keep(self._target.encrypt(images))
@@ -135,6 +154,8 @@ OPERATIONS = (
     "load_keys",
     "encrypt_model",
     "load_model",
+    "load_encoder",
+    "encode",
     "encrypt",
     "infer",
     "serialise",

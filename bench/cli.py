@@ -20,7 +20,7 @@ import typer
 from backends.registry import Privacy, Scenario, UnknownBackend, backends, broken, resolve
 from bench.files import DISK_FULL, RunError
 from bench.signals import exit_code, in_words, stoppable
-from models import NetworkError, NetworkFileError, tasks, zoo
+from models import NetworkError, NetworkFileError, inputs, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -369,8 +369,20 @@ def _trials(name: str, changes: dict, data_dir: Path | None, size: int | None = 
     for trial in trials:
         _check_preset(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
     for model, task in dict.fromkeys((trial.model, trial.task) for trial in trials):
-        zoo.check(model, tasks.task(task))
-    return trials, notes
+        zoo.check(model, described := tasks.task(task))
+        notes += _resized(model, described)
+    return trials, list(dict.fromkeys(notes))
+
+
+def _resized(model: str, task: tasks.Task) -> list[str]:
+    """What a reader has to know about images that a model's client resizes."""
+    if (latent := inputs.LATENTS.get(model)) is None or latent.size(task) == task.size:
+        return []
+    before, after = ("×".join(map(str, size)) for size in (task.size, latent.size(task)))
+    return [
+        f"{model} on {task.name}: the client resizes images of {before} to {after}, so its costs are those of large images, "
+        "its accuracy is not."
+    ]
 
 
 def _check_preset(model: str, lowering: str, backend: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shlex
 import time
 import zlib
@@ -24,7 +25,8 @@ from bench.machine import available_threads
 from bench.process import TrialError
 from bench.record import Outputs, Record, SamplingEnd, Status, Trial
 from bench.session import REQUEST, SERVER_REQUEST, Ledger, OwnerReport, Phase, Place, Session, Work
-from models.network import Network
+from models.encoder import Encoder
+from models.network import Network, Polynomial
 from models.tasks import Dataset, Task, normalise
 
 CALIBRATION_IMAGES = 256
@@ -39,13 +41,19 @@ Progress = Callable[[str, float], None]  # stage, share of the trial done
 class Subject:
     """What a trial runs on: the task, its data, and the two networks.
 
-    float_network is the trained reference, lowered what the backend's owner receives.
+    float_network is the trained reference, lowered what the backend's owner receives. encoder: the client's, of a model that
+    reads latents.
     """
 
     task: Task
     dataset: Dataset
     float_network: Network
     lowered: Network
+    encoder: Encoder | None = None
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """What the networks read of images (n, channels, height, width) in [0, 1]."""
+        return self.encoder(images) if self.encoder else images
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ def key(trial: Trial, subject: Subject | None, backend: BackendInfo) -> str:
     parts = {
         "trial": msgspec.to_builtins(trial) | {"timeout_s": None},  # which only decides whether there is a result
         "data": subject and subject.dataset.md5,
-        "networks": subject and [subject.float_network.sha256, subject.lowered.sha256],
+        "networks": subject
+        and [one.sha256 for one in (subject.float_network, subject.lowered, subject.encoder) if one is not None],
         "source": machine.source_sha256(backend),
         "versions": machine.versions(backend.distributions),
         "machine": machine.machine(),
@@ -99,7 +108,8 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
     except TrialError as error:
         status, reason = error.status, error.reason
     duration_s, after = time.monotonic() - start, conditions.snapshot()
-    outputs = _outputs(subject, indices, images, measured.logits)
+    read = subject.read(images)
+    outputs = _outputs(subject, indices, read, measured.logits)
     if status == "ok":
         status, reason = _verdict(outputs, len(images))
     report, ledger = measured.report, measured.ledger
@@ -119,7 +129,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         notes=report.notes | ledger.notes,
         stages=list(ledger.stages.values()),
         sizes=ledger.sizes,
-        network=describe(subject.lowered),
+        network=describe(subject.lowered) | {"input": describe_input(subject, read)},
         outputs=outputs,
         cpu_wall_ratio=sum(infer.cpu_s) / wall if infer and wall else None,
         sampling_ended=measured.sampling_ended,
@@ -165,7 +175,8 @@ def work(trial: Trial, subject: Subject) -> Work:
         backend=backend,
         variant=variant,
         network=subject.lowered,
-        calibration=calibration(subject.dataset, trial.seed),
+        calibration=subject.read(calibration(subject.dataset, trial.seed)),
+        encoder=subject.encoder,
         scenario=trial.scenario,
         threads=trial.threads,
         model_privacy=trial.model_privacy,
@@ -231,8 +242,9 @@ def image_order(trial: Trial, available: int) -> np.ndarray:
     return order[: trial.images] if trial.images else order
 
 
-def _outputs(subject: Subject, indices: np.ndarray, images: np.ndarray, logits: list[np.ndarray]) -> Outputs:
-    encrypted = np.concatenate(logits)[: len(images)] if logits else np.zeros((0, subject.lowered.outputs))
+def _outputs(subject: Subject, indices: np.ndarray, read: np.ndarray, logits: list[np.ndarray]) -> Outputs:
+    """read: what the networks read of the images."""
+    encrypted = np.concatenate(logits)[: len(read)] if logits else np.zeros((0, subject.lowered.outputs))
     finite = np.isfinite(encrypted).all(axis=1)
     encrypted = encrypted if finite.all() else encrypted[: int(np.argmin(finite))]
 
@@ -243,8 +255,8 @@ def _outputs(subject: Subject, indices: np.ndarray, images: np.ndarray, logits: 
         kind=subject.task.kind,
         indices=indices.tolist(),
         labels=subject.dataset.test.labels[indices].tolist(),
-        float_logits=rows(subject.float_network.forward(images)),
-        lowered_logits=rows(subject.lowered.forward(images)),
+        float_logits=rows(subject.float_network.forward(read)),
+        lowered_logits=rows(subject.lowered.forward(read)),
         encrypted_logits=rows(encrypted),
     )
 
@@ -276,6 +288,28 @@ def describe(network: Network) -> dict[str, Any]:
         "layers": layers,
         "provenance": network.provenance,
     }
+
+
+def describe_input(subject: Subject, read: np.ndarray) -> dict[str, Any]:
+    """What the network reads of an image, and how far gates' polynomials were from where they were fitted. read: of the
+    trial's images."""
+    about: dict[str, Any] = {"input_values": math.prod(subject.lowered.input_shape)}
+    if (encoder := subject.encoder) is not None:
+        told = encoder.described()
+        about |= {"encoder": told, "encoder_trained_on": told.get("trained_on")}
+        about["encoder_psnr_db"] = told.get("psnr_db", {}).get("quantised" if encoder.quantised else "latent")
+        shapes = (subject.task.input_shape, encoder.network.input_shape)
+        before, after = ("×".join(map(str, shape[1:])) for shape in shapes)
+        about |= {"resized": f"{before} to {after}"} if before != after else {}
+    network, gates = subject.lowered, dict[str, float]()
+    for node in network.nodes:
+        if isinstance(node.operator, Polynomial) and node.operator.basis == "chebyshev":
+            gates[node.inputs[0]] = node.operator.reach
+    if gates:
+        values = network.evaluate({network.inputs[0].name: read}, gates)
+        about["gate_values"] = sum(x.size for x in values.values())
+        about["gate_values_beyond"] = sum(int((np.abs(x) > gates[name]).sum()) for name, x in values.items())
+    return about
 
 
 def command(trial: Trial) -> str:

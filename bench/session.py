@@ -21,12 +21,14 @@ from backends import wire
 from backends.registry import BackendInfo
 from bench.process import Party, TrialError
 from bench.record import Role, Stage
+from models.encoder import Encoder
 from models.network import Network
 
 # What happens once, and what happens in every request, in order: name → (role, operation of the party, meaning).
 ONCE: dict[str, tuple[Role, str, str]] = {
     "prepare": ("owner", "prepare", "the owner compiles, encodes or encrypts the network"),
     "client_load": ("client", "load", "the client loads its artifact"),
+    "load_encoder": ("client", "load_encoder", "the client loads the encoder, where the model reads latents"),
     "server_load": ("server", "load", "the server loads its artifact"),
     "keygen": ("client", "keygen", "the client makes and serialises the keys"),
     "load_keys": ("server", "load_keys", "the server loads the evaluation keys"),
@@ -34,6 +36,7 @@ ONCE: dict[str, tuple[Role, str, str]] = {
     "load_model": ("server", "load_model", "the server loads the encrypted weights"),
 }
 REQUEST: dict[str, tuple[Role, str, str]] = {
+    "encode": ("client", "encode", "the client makes latents of the images, where the model reads latents"),
     "encrypt": ("client", "encrypt", "the client encrypts the images of one request"),
     "serialise_request": ("client", "serialise", "the client turns the ciphertexts into bytes"),
     "deserialise_request": ("server", "deserialise", "the server reads the request"),
@@ -42,6 +45,7 @@ REQUEST: dict[str, tuple[Role, str, str]] = {
     "deserialise_response": ("client", "deserialise", "the client reads the response"),
     "decrypt": ("client", "decrypt", "the client decrypts the logits"),
 }
+OPTIONAL = {"encode"}  # stages of a request that not every trial has
 SERVER_REQUEST = {name: stage for name, stage in REQUEST.items() if stage[0] == "server"}
 
 MINIMUM_SECURITY_BITS = 128
@@ -53,7 +57,8 @@ Own = TypeVar("Own", bound="Session")
 class Work:
     """What a backend shall do: `backends.api.Job`, and which of its variants shall do it.
 
-    calibration: images (n, channels, height, width) float32 in [0, 1].
+    calibration: images (n, channels, height, width) float32 in [0, 1] or, with an encoder, their latents.
+    encoder: what the client makes latents of images with; None: the network reads images.
     """
 
     backend: BackendInfo
@@ -64,6 +69,7 @@ class Work:
     threads: int = 1
     model_privacy: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
+    encoder: Encoder | None = None
 
     def message(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Header and blobs of `prepare` and `explain`."""
@@ -120,7 +126,8 @@ class Ledger:
 
     def totals(self, stages: dict[str, tuple[Role, str, str]]) -> list[float]:
         """Wall seconds of each timed request over these stages."""
-        walls = (self.stages[role, operation].wall_s for role, operation, _ in stages.values())
+        keys = ((role, operation) for role, operation, _ in stages.values())
+        walls = (self.stages[key].wall_s for key in keys if key in self.stages)
         return [sum(request) for request in zip(*walls, strict=True)]
 
 
@@ -214,6 +221,10 @@ class Session:
         self.client, self.server = self.start("client"), self.start("server")
         progress("load")
         self.call(self.client, "load", artifact=self.artifacts["client"])
+        if (encoder := self.work.encoder) is not None:
+            data = encoder.network.to_bytes()
+            self.call(self.client, "load_encoder", {"quantised": encoder.quantised}, encoder=data)
+            self.ledger.sizes["encoder_bytes"] = len(data)
         self.call(self.server, "load", artifact=self.artifacts["server"])
         progress("keygen")
         self.keys = self.call(self.client, "keygen", {"seed": seed}).blobs
@@ -259,8 +270,10 @@ class Session:
         return logits
 
     def request(self, images: np.ndarray, phase: Phase = "sample", client: Party | None = None) -> bytes:
-        client = client or self.client
-        self.call(client, "encrypt", phase=phase, images=wire.array_to_bytes(images))
+        client, data = client or self.client, wire.array_to_bytes(images)
+        if self.work.encoder is not None:
+            data = self.call(client, "encode", phase=phase, images=data).blobs["latents"]
+        self.call(client, "encrypt", phase=phase, images=data)
         return self.call(client, "serialise", phase=phase).blobs["message"]
 
     def response(self, request: bytes, phase: Phase = "sample") -> bytes:

@@ -88,10 +88,11 @@ def subject(
     """Loads the data and the networks of a trial; trains them if nobody has. Raises DataError, NetworkError."""
     task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
     told = training(progress, model, task_name)
+    encoder = zoo.encoder(model, task, dataset=dataset, effort=effort, progress=told)
     networks = [
         zoo.network(model, task, which, dataset=dataset, effort=effort, progress=told) for which in ("float", lowering)
     ]
-    return Subject(task, dataset, *networks)
+    return Subject(task, dataset, *networks, encoder)
 
 
 def training(progress: Report, model: str, task_name: str) -> Callable[[float, str], None]:

@@ -28,6 +28,7 @@ CODES, DIMENSION = 256, 16
 WIDTHS = (16, 32, 32)  # of the halvings of height and width
 BATCH = 64
 IMAGES = 60_000  # views that are seen
+FEWEST = 20  # steps, of which the first tenth warms up
 RATE = 3e-3
 COMMITMENT = 0.25
 CROP = 64  # pixels a side
@@ -104,7 +105,7 @@ def train(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     module = Autoencoder(task.channels, factor)
-    steps = max(1, int(IMAGES * share) // BATCH)
+    steps = max(FEWEST, int(IMAGES * share) // BATCH)
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps, pct_start=0.1)
     for step in range(steps):

@@ -212,7 +212,11 @@ def is_preset(model: str) -> bool:
 
 def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
     """Whether `network` would return at once, for each of the lowerings. Reads no file and imports nothing slow."""
-    return is_own(model) or all(_find(model, task, lowering) is not None for lowering in lowerings)
+    if is_own(model):
+        return True
+    latent = inputs.LATENTS.get(model)
+    encoded = latent is None or _found(latent.encoder, task, "float") is not None
+    return all(_find(model, task, lowering) is not None for lowering in lowerings) and encoded
 
 
 def _find(model: str, task: Task, lowering: str) -> Path | None:

@@ -33,8 +33,11 @@ FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "bottom")  # of the 
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
          "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85",
          "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip
-STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4")
-HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\")
+STAGE_LOOKS = {
+    "encode": ("client-4", "++++"), "encrypt": ("client-1", "////"), "serialise_request": ("client-2", "...."),
+    "deserialise_request": ("server-1", ""), "infer": ("server-2", ""), "serialise_response": ("server-3", ""),
+    "deserialise_response": ("client-3", "xxxx"), "decrypt": ("client-4", "\\\\\\\\"),
+}  # fmt: skip
 WIDTH_IN = 6.9  # both columns of a paper
 
 
@@ -160,7 +163,8 @@ def _stages(trials: list[Trial]) -> Figure | None:
     figure, axes = _rows(trials)
     colours, starts = _colours(), [0.0] * len(trials)
     totals = [sum(t.get(f"{stage}_wall_s_median") or 0 for stage in REQUEST) for t in trials]
-    for stage, colour, hatch in zip(REQUEST, STAGE_COLOURS, HATCHES, strict=True):
+    for stage in (s for s in REQUEST if any(t.get(f"{s}_wall_s_median") is not None for t in trials)):
+        colour, hatch = STAGE_LOOKS[stage]
         shares = [(t.get(f"{stage}_wall_s_median") or 0) / total for t, total in zip(trials, totals)]
         who = REQUEST[stage][0]
         axes.barh(range(len(trials)), shares, left=starts, height=0.65, color=colours[colour], hatch=hatch,

@@ -71,6 +71,17 @@ TABLES = {
         Heading("client_artifact_bytes", "Client artifact"),
         Heading("server_artifact_bytes", "Server artifact"),
     ],
+    "input": [
+        Heading("input_values", "Values encrypted an image"),
+        Heading("resized", "Resized"),
+        Heading("encode_wall_s_median", "Encode"),
+        Heading("encode_cpu_s_median", "Encode, CPU time"),
+        Heading("encoder_bytes", "Encoder"),
+        Heading("encoder_psnr_db", "PSNR of latents"),
+        Heading("encoder_trained_on", "Encoder trained on"),
+        Heading("gate_values", "Gate arguments"),
+        Heading("gate_values_beyond", "Beyond the fitted interval"),
+    ],
     "memory": [
         Heading("owner_peak_rss_bytes", "Owner memory"),
         Heading("client_peak_rss_bytes", "Client memory"),
@@ -181,6 +192,8 @@ def headings(trials: list[Trial]) -> dict[str, list[Heading]]:
     counted = sorted({name for t in trials for name in t if name.startswith(OPERATION)})
     tables = TABLES | {"operations": [Heading(c, _words(c.removeprefix(OPERATION))) for c in counted]}
     known = {name for t in trials for name, value in t.items() if value is not None}
+    if not known & {"encoder_bytes", "gate_values"}:
+        tables = tables | {"input": []}  # pixels alone say nothing new
     return {table: [h for h in of if h.column in known] for table, of in tables.items()}
 
 

@@ -27,7 +27,7 @@ from bench.metrics import (
 )  # fmt: skip
 from bench.record import Record
 from bench.sampling import half_width
-from bench.session import ONCE, REQUEST, SERVER_REQUEST
+from bench.session import ONCE, OPTIONAL, REQUEST, SERVER_REQUEST
 
 
 class Column(NamedTuple):
@@ -70,6 +70,9 @@ PARAMETERS = {
     "secret": Column("", "distribution of the secret key"),
     "error_stddev": Column("", "standard deviation of the encryption error, in coefficients of the ciphertext (CKKS)"),
 }
+INPUT = (
+    "input_values", "encoder_psnr_db", "encoder_trained_on", "resized", "gate_values", "gate_values_beyond"
+)  # fmt: skip
 KINDS = dict.fromkeys(PARAMETERS, (int, float)) | {"secret": (str,), "meets_2024_guidelines": (bool,)}
 
 
@@ -171,6 +174,15 @@ def _columns() -> dict[str, Column]:
         "public_key_bytes": Column("bytes", "the public (encryption) key, where it is sent"),
         "client_artifact_bytes": Column("bytes", "what the owner hands to the client"),
         "server_artifact_bytes": Column("bytes", "what the owner hands to the server: the prepared network"),
+        "encoder_bytes": Column("bytes", "the client's encoder, where the model reads latents"),
+        "input_values": Column("", "numbers that are encrypted of one image: its pixels, or its latent"),
+        "encoder_psnr_db": Column(
+            "dB", "peak signal-to-noise ratio of test images that come back from such latents, mean: what they still show"
+        ),
+        "encoder_trained_on": Column("", "data that the client's encoder was trained on"),
+        "resized": Column("", "sizes from and to which the client resizes images before it encodes them"),
+        "gate_values": Column("", "arguments of gates' polynomials, over the images and the lowered network in the clear"),
+        "gate_values_beyond": Column("", "those of them outside the interval that their polynomial was fitted on"),
     }
     for name, (role, stage, meaning) in KEPT.items():
         columns[name] = Column("bytes", f"{meaning}: growth of the {role}'s resident memory over its first {stage}")
@@ -232,6 +244,7 @@ def row(record: Record, bandwidth_bit_per_s: float | None = None) -> dict[str, A
         "seed": trial.seed,
         **_timings(record),
         **_sizes(record),
+        **_input(record),
         **_peaks(record),
         **_kept(record),
         **_parameters(record),
@@ -343,8 +356,9 @@ def _timings(record: Record) -> dict[str, Any]:
 
 def totals(record: Record, stages: Mapping[str, tuple[str, str, str]]) -> list[float]:
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
-    timed = [stage for role, name, _ in stages.values() if (stage := record.stage(role, name))]
-    if len(timed) < len(stages) or len({len(stage.wall_s) for stage in timed}) > 1:
+    found = {prefix: record.stage(role, name) for prefix, (role, name, _) in stages.items()}
+    timed = [stage for stage in found.values() if stage]
+    if any(found[prefix] is None for prefix in stages.keys() - OPTIONAL) or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
     return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
 
@@ -352,12 +366,18 @@ def totals(record: Record, stages: Mapping[str, tuple[str, str, str]]) -> list[f
 def _sizes(record: Record) -> dict[str, int | None]:
     keys = {name: size for name, size in record.sizes.items() if name.endswith("_key_bytes")}
     public = keys.pop("public_key_bytes", None)
-    named = ("request_bytes", "response_bytes", "client_artifact_bytes", "server_artifact_bytes")
+    named = ("request_bytes", "response_bytes", "client_artifact_bytes", "server_artifact_bytes", "encoder_bytes")
     return {
         **{name: record.sizes.get(name) for name in named},
         "evaluation_key_bytes": sum(keys.values()) if keys else None,
         "public_key_bytes": public,
     }
+
+
+def _input(record: Record) -> dict[str, Any]:
+    """What a network reads, as `bench.runner.describe` put it down; empty for records of before."""
+    about = record.network.get("input")
+    return {name: about.get(name) for name in INPUT} if isinstance(about, dict) else {}
 
 
 def _peaks(record: Record) -> dict[str, int | None]:

@@ -456,18 +456,20 @@ function rowLayout(rows, height, options) {
 const rowHeight = (rows) => (narrow() ? 10 + 16 * Math.max(...rows.map((row) => row.parts.length)) : 30);
 
 function drawStages() {
-  const names = Object.keys(stages);
+  const names = Object.keys(stages).filter((name) => shown.some((t) => value(`${name}_wall_s_median`, t) !== null));
   const share = byId("stages").value === "share";
   const { rows, note } = rowsOf(shown.filter((t) => finished(t) && names.some((name) => value(`${name}_wall_s_median`, t))));
   if (!rows.length) return plot("chart-stages", null);
   const seconds = (name, row) => medianOf(`${name}_wall_s_median`, row) || 0;
   const totals = rows.map((row) => names.reduce((sum, name) => sum + seconds(name, row), 0));
-  const colours = ["--client-1", "--client-2", "--server-1", "--server-2", "--server-3", "--client-3", "--client-4"];
-  const hatches = ["/", ".", "", "", "", "x", "\\"];
-  const traces = names.map((name, index) => ({
+  const looks = {
+    encode: ["--client-4", "+"], encrypt: ["--client-1", "/"], serialise_request: ["--client-2", "."], deserialise_request: ["--server-1", ""],
+    infer: ["--server-2", ""], serialise_response: ["--server-3", ""], deserialise_response: ["--client-3", "x"], decrypt: ["--client-4", "\\"],
+  };
+  const traces = names.map((name) => ({
     type: "bar", orientation: "h", name: name.replace(/_/g, " "), y: rows.map((_, i) => i), width: 0.62,
     x: rows.map((row, i) => seconds(name, row) / (share ? totals[i] : 1)),
-    marker: { color: css(colours[index]), line: { width: 0.5, color: css("--paper") }, pattern: { shape: hatches[index], fillmode: "overlay", size: 6, solidity: 0.25, fgcolor: css("--ink"), fgopacity: 0.55 } },
+    marker: { color: css(looks[name][0]), line: { width: 0.5, color: css("--paper") }, pattern: { shape: looks[name][1], fillmode: "overlay", size: 6, solidity: 0.25, fgcolor: css("--ink"), fgopacity: 0.55 } },
     hovertemplate: rows.map((row, i) => `<b>${rowName(row)}</b><br>${stages[name]}: ${name.replace(/_/g, " ")} ${rowText(row, `${name}_wall_s_median`, SECONDS)}` +
       `<br>${(100 * seconds(name, row) / totals[i]).toPrecision(3)} % of ${tick(totals[i], SECONDS)}<extra></extra>`),
   }));
