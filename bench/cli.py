@@ -623,6 +623,9 @@ def show(
     trial: Annotated[
         str | None, typer.Argument(help="Start of a key, or a part of a name; all trials without it.")
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Of the trial, the classes or labels of these names or numbers alone.")
+    ] = None,
 ) -> None:
     """Show a run, or one trial of it, in the terminal."""
     from rich.console import Console
@@ -631,14 +634,22 @@ def show(
 
     run = read(run_folder)
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    if trial is None and label:
+        raise typer.BadParameter("it is that of a TRIAL, which is not given", param_hint="'--label'")
     if trial is None:
         terminal.show_run(run, console)
         return
     found = terminal.find(run, trial)
     if not found:
         _fail(f"no trial {trial!r} in {run_folder}: `python -m bench show {run_folder}` lists them", USAGE)
-    for index in found:
-        terminal.show_trial(run, index, console)
+    try:
+        for index in found:
+            if label:
+                terminal.show_labels(run, index, _split(label, "--label"), console)
+            else:
+                terminal.show_trial(run, index, console)
+    except terminal.UnknownLabel as error:
+        _fail(str(error), USAGE)
 
 
 @app.command()
@@ -785,6 +796,32 @@ def train(
     except OSError as error:
         if not out:
             _fail(f"the networks could not be kept: {error.strerror}; give --out", FAILED)
+
+
+@app.command()
+def synthetic(
+    like: Annotated[str, typer.Option(help="Task whose description the data shall have.")] = "chestmnist",
+    out: Annotated[
+        Path, typer.Option(parser=_path, metavar="PATH", help="The file, for --data; its name ends in .npz.")
+    ] = Path("synthetic.npz"),
+    images: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of all splits together.")] = 2000,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(parser=_whole, metavar="N")] = 0,
+) -> None:
+    """Write synthetic data of the description of a task, to try what is made for it; every report says that it is such."""
+    try:
+        task = tasks.task(_task(like, None, None, size))
+    except tasks.DataError as error:
+        _fail(str(error), USAGE)
+    if tasks.is_own(like) or not tasks.is_own(str(out)):
+        _fail("--like names a task, and --out a file that ends in .npz", USAGE)
+    if images < 10 * task.outputs:
+        _fail(f"{task.name} has {task.outputs} classes or labels: ask for at least {10 * task.outputs} images", USAGE)
+    from bench.files import replace
+    from models.synthetic import npz
+
+    replace(out, npz(task, images, seed))
+    print(f"{out}: python -m bench run --data {shlex.quote(str(out))} --model latentcnn-se --effort quick")
 
 
 @app.command()

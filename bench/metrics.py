@@ -56,14 +56,16 @@ class ClassQuality:
     """One class (or label) against the rest, under encryption; ``None`` where no image, or every image, is of it.
 
     sensitivity: share of its images that are predicted as it; specificity: share of the others that are not; both with
-    Wilson intervals. auc: of its own score (of a binary task: of the last output, MedMNIST's).
+    Wilson intervals. auc: of its own score (of a binary task: of the last output, MedMNIST's), with DeLong's interval;
+    auc_lowered: the same of the lowered network in the clear.
     """
 
     label: int
     positives: int
     sensitivity: Interval | None
     specificity: Interval | None
-    auc: float | None
+    auc: Interval | None
+    auc_lowered: float | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,26 @@ def _area(truth: np.ndarray, score: np.ndarray) -> float:
     return float(above / (positives * (len(truth) - positives)))
 
 
+def delong(truth: np.ndarray, score: np.ndarray, confidence: float = CONFIDENCE) -> Interval:
+    """Area under the ROC curve with its interval (DeLong et al. 1988, Biometrics 44; by ranks: Sun and Xu 2014, IEEE Signal
+    Processing Letters 21). truth: (n,) of 0 and 1, of which both occur.
+
+    No bounds where the estimated variance is none: fewer than two images of a kind, or an area of 0 or 1.
+    """
+    positive, negative = score[truth == 1], score[truth == 0]
+    area, ranks = _area(truth, score), rankdata(score)
+    m, n = len(positive), len(negative)
+    if min(m, n) < 2:
+        return Interval(area, None, None)
+    above = (ranks[truth == 1] - rankdata(positive)) / n  # of each positive: the share of negatives below it
+    below = 1 - (ranks[truth == 0] - rankdata(negative)) / m
+    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+    if variance < 1e-15:
+        return Interval(area, None, None)
+    half = _normal_quantile((1 + confidence) / 2) * np.sqrt(variance)
+    return Interval(area, max(0.0, float(area - half)), min(1.0, float(area + half)))
+
+
 def wilson_interval(share: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a share of `n` images (Wilson 1927, JASA 22).
 
@@ -203,16 +225,21 @@ def by_class(outputs: Outputs) -> list[ClassQuality]:
     n = len(outputs.encrypted_logits)
     if not n:
         return []
-    labels, score = np.asarray(outputs.labels[:n]), scores(outputs.kind, np.asarray(outputs.encrypted_logits, float))
+    labels = np.asarray(outputs.labels[:n])
+    score, clear = (
+        scores(outputs.kind, np.asarray(logits, float)) for logits in (outputs.encrypted_logits, outputs.lowered_logits[:n])
+    )
     predicted = predictions(score, outputs.kind)
     if outputs.kind == MULTI_LABEL:
-        truth, said, score_of = labels, predicted, score
+        truth, said = labels, predicted
     else:
         classes = np.arange(2 if outputs.kind == BINARY else score.shape[1])
         truth, said = ((column[:, :1] == classes).astype(int) for column in (labels, predicted))
-        score_of = np.repeat(score[:, -1:], 2, axis=1) * [-1, 1] if outputs.kind == BINARY else score
+        if outputs.kind == BINARY:
+            score, clear = (np.repeat(x[:, -1:], 2, axis=1) * [-1, 1] for x in (score, clear))
     found = []
-    for label, (true, positive, scored) in enumerate(zip(truth.T == 1, said.T == 1, score_of.T, strict=True)):
+    columns = zip(truth.T == 1, said.T == 1, score.T, clear.T, strict=True)
+    for label, (true, positive, scored, before) in enumerate(columns):
         positives, negatives = int(true.sum()), int((~true).sum())
         found.append(
             ClassQuality(
@@ -220,7 +247,8 @@ def by_class(outputs: Outputs) -> list[ClassQuality]:
                 positives=positives,
                 sensitivity=_share(int((true & positive).sum()), positives),
                 specificity=_share(int((~true & ~positive).sum()), negatives),
-                auc=_area(true, scored) if positives and negatives and np.isfinite(scored).all() else None,
+                auc=delong(true, scored) if positives and negatives and np.isfinite(scored).all() else None,
+                auc_lowered=_area(true, before) if positives and negatives and np.isfinite(before).all() else None,
             )
         )
     return found

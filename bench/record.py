@@ -115,6 +115,7 @@ class Outputs(msgspec.Struct, kw_only=True):
 
     labels: (n, 1) or, multi-label, (n, labels). float_logits, lowered_logits, encrypted_logits: (n, outputs): the
     float network, the lowered network in the clear, and what the client decrypted (shorter if the trial ended early).
+    names: what the classes or labels mean, in order; empty in records of before.
     """
 
     kind: str  # MedMNIST's own name of the kind of task, as in medmnist.INFO[task]["task"]
@@ -123,6 +124,7 @@ class Outputs(msgspec.Struct, kw_only=True):
     float_logits: list[list[float]]
     lowered_logits: list[list[float]]
     encrypted_logits: list[list[float]]
+    names: list[Name] = []
 
 
 class Record(msgspec.Struct, kw_only=True):

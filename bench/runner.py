@@ -21,6 +21,7 @@ import numpy as np
 from backends import wire
 from backends.registry import BackendInfo, resolve
 from bench import conditions, machine, metrics, sampling
+from bench.files import printable
 from bench.machine import available_threads
 from bench.process import TrialError
 from bench.record import Outputs, Record, SamplingEnd, Status, Trial
@@ -126,7 +127,7 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         parameters=report.parameters,
         security=report.security,
         operations=report.operations,
-        notes=report.notes | ledger.notes,
+        notes=report.notes | ledger.notes | ({"data": subject.task.about} if subject.task.about else {}),
         stages=list(ledger.stages.values()),
         sizes=ledger.sizes,
         network=describe(subject.lowered) | {"input": describe_input(subject, read)},
@@ -258,6 +259,7 @@ def _outputs(subject: Subject, indices: np.ndarray, read: np.ndarray, logits: li
         float_logits=rows(subject.float_network.forward(read)),
         lowered_logits=rows(subject.lowered.forward(read)),
         encrypted_logits=rows(encrypted),
+        names=[printable(subject.task.labels[index])[:200] for index in sorted(subject.task.labels)],
     )
 
 

@@ -1,7 +1,8 @@
 """Data that a user brings: one ``.npz`` in MedMNIST's format, ``{train,val,test}_{images,labels}``.
 
 Images are uint8, (n, height, width) or (n, height, width, 3), of any size. Labels are (n,) or (n, 1) class indices, or
-(n, labels) of 0 and 1; what kind they are is derived from them or given.
+(n, labels) of 0 and 1; what kind they are is derived from them or given. Two more arrays may be there: ``label_names``, what
+the classes or labels mean, in order; ``about``, a sentence that belongs to all figures of the data.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from models.tasks import KINDS, MULTI_LABEL, SPLITS, DataFileError, Dataset, Split, Task
 
+LABEL_NAMES, ABOUT = "label_names", "about"
 NAMES = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "labels"))
 SMALLEST = 4  # pixels a side: what the teacher of our own models can pool
 
@@ -34,7 +36,7 @@ def read(path: Path | str, kind: str = "") -> Dataset:
         if not path.is_file():
             raise DataFileError(f"there is no data file {path}: name an .npz file in MedMNIST's format")
         about = path.stat()
-        images, labels, md5 = _read(path, (about.st_mtime_ns, about.st_size))
+        images, labels, told, md5 = _read(path, (about.st_mtime_ns, about.st_size))
     except OSError as error:
         raise DataFileError(f"cannot read {path}: {error.strerror or error}; name an .npz file that can be read") from error
     given, (kind, outputs) = kind, _kind(path, KINDS.get(kind, kind), labels)
@@ -44,7 +46,8 @@ def read(path: Path | str, kind: str = "") -> Dataset:
         title=path.name,
         kind=kind,
         channels=channels,
-        labels={index: str(index) for index in range(outputs)},
+        labels=_label_names(path, outputs, told[LABEL_NAMES]),
+        about=" ".join(told[ABOUT]),
         samples={split: len(part) for split, part in images.items()},
         md5=md5,
         size=(height, width),
@@ -55,15 +58,18 @@ def read(path: Path | str, kind: str = "") -> Dataset:
 
 
 @functools.lru_cache(maxsize=1)  # asked for the task, then for the data
-def _read(path: Path, version: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]:
-    """Images and labels of each split, and the MD5 of the file."""
+def _read(
+    path: Path, version: tuple[int, int]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]], str]:
+    """Images and labels of each split, the texts that may be there, and the MD5 of the file."""
     arrays = _arrays(path)
     images = {split: _images(path, split, arrays[f"{split}_images"]) for split in SPLITS}
     shapes = {split: part.shape[1:] for split, part in images.items()}
     if len(set(shapes.values())) > 1:
         raise DataFileError(f"{path}: images differ in shape ({shapes}); bring all to one shape")
     labels = {split: _labels(path, split, arrays[f"{split}_labels"], len(images[split])) for split in SPLITS}
-    return images, labels, hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    told = {name: _texts(path, name, arrays.get(name, np.array([], "U1"))) for name in (LABEL_NAMES, ABOUT)}
+    return images, labels, told, hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -74,10 +80,24 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with found:
             if missing := [name for name in NAMES if name not in found.files]:
                 raise DataFileError(f"{path} lacks {', '.join(missing)}: save all of {', '.join(NAMES)} (numpy.savez)")
-            return {name: found[name] for name in NAMES}
+            return {name: found[name] for name in (*NAMES, LABEL_NAMES, ABOUT) if name in found.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, MemoryError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DataFileError(f"{path} is no .npz file of plain arrays ({reason}); save it again with numpy.savez") from error
+
+
+def _texts(path: Path, name: str, array: np.ndarray) -> list[str]:
+    if array.ndim > 1 or array.dtype.kind != "U" or any(not text.isprintable() for text in array.ravel().tolist()):
+        raise DataFileError(f"{path}: {name} holds more than plain text; save it as a list of strings")
+    return [text.strip() for text in array.ravel().tolist()]
+
+
+def _label_names(path: Path, outputs: int, names: list[str]) -> dict[int, str]:
+    if names and (len(names) != outputs or len({*names, ""}) <= outputs):
+        raise DataFileError(
+            f"{path}: label_names are {len(names)} names for {outputs} classes or labels; save a different one for each"
+        )
+    return dict(enumerate(names or map(str, range(outputs))))
 
 
 def _images(path: Path, split: str, images: np.ndarray) -> np.ndarray:

@@ -59,6 +59,7 @@ class Task:
     md5: of the data file, "" for the embedded task.
     python_class: the class of the `medmnist` package that downloads it; "" for other tasks.
     size: height and width of the images. file: the name of a user's own task (`task`); "" for others.
+    about: what a reader of its figures has to know of the data, as that it is synthetic; of a user's file, see `own_data`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Task:
     python_class: str = ""
     size: tuple[int, int] = (SIZE, SIZE)
     file: str = ""
+    about: str = ""
 
     @property
     def outputs(self) -> int:

@@ -25,7 +25,7 @@ from bench.metrics import (
     quality,
     throughput,
 )  # fmt: skip
-from bench.record import Record
+from bench.record import Outputs, Record
 from bench.sampling import half_width
 from bench.session import ONCE, OPTIONAL, REQUEST, SERVER_REQUEST
 
@@ -137,7 +137,17 @@ def _columns() -> dict[str, Column]:
             f"{name}_encrypted_high": Column("", "upper end of its 95 % Wilson interval (binary tasks)"),
         }
     columns |= {
-        "by_class": Column("JSON", "images, sensitivity, specificity (each with its interval) and AUC of each class"),
+        "auc_worst": Column("", "smallest AUC of a class or label, under encryption (more than two of them)"),
+        "auc_worst_low": Column("", "lower end of its 95 % interval by DeLong (empty if the images cannot support one)"),
+        "auc_worst_high": Column("", "upper end of its 95 % interval by DeLong (empty if the images cannot support one)"),
+        "auc_worst_label": Column("", "class or label that has it"),
+        "auc_best": Column("", "largest AUC of a class or label, under encryption (more than two of them)"),
+        "auc_best_low": Column("", "lower end of its 95 % interval by DeLong (empty if the images cannot support one)"),
+        "auc_best_high": Column("", "upper end of its 95 % interval by DeLong (empty if the images cannot support one)"),
+        "auc_best_label": Column("", "class or label that has it"),
+        "auc_change_max": Column("", "largest change of a class's or label's AUC by encryption, either way"),
+        "auc_labels": Column("", "classes or labels that have an AUC: of which there are images, and others"),
+        "by_class": Column("JSON", "images, sensitivity, specificity and AUC (each with its interval) of each class"),
         "samples": Column("requests", "timed requests, warm-up not among them"),
         "sampling_ended": Column(
             "", "precise: intervals as narrow as asked; time or count: given up before; fixed: one sample an image"
@@ -257,7 +267,7 @@ def row(record: Record, bandwidth_bit_per_s: float | None = None) -> dict[str, A
         "command": record.command,
     }
     if record.outputs and record.outputs.labels:
-        found |= _quality(quality(record.outputs)) | _classes(by_class(record.outputs), record.outputs.kind)
+        found |= _quality(quality(record.outputs)) | _classes(by_class(record.outputs), record.outputs)
     found |= _amortised(found)
     if bandwidth_bit_per_s:
         found |= _network(found, bandwidth_bit_per_s)
@@ -292,8 +302,21 @@ def _paired(step: str, found: Paired | None) -> dict[str, Any]:
     return {f"gained_{step}": found.gained, f"lost_{step}": found.lost, f"mcnemar_p_{step}": found.p} if found else {}
 
 
-def _classes(found: list[ClassQuality], kind: str) -> dict[str, Any]:
-    figures: dict[str, Any] = {"by_class": _json([dataclasses.asdict(each) for each in found])}
+def _classes(found: list[ClassQuality], outputs: Outputs) -> dict[str, Any]:
+    kind, names = outputs.kind, dict(enumerate(outputs.names))
+    figures: dict[str, Any] = {
+        "by_class": _json([dataclasses.asdict(each) | {"name": names.get(each.label, "")} for each in found])
+    }
+    areas = [(each.auc, each.label) for each in found if each.auc]
+    if changes := [abs(each.auc.value - each.auc_lowered) for each in found if each.auc and each.auc_lowered is not None]:
+        figures["auc_change_max"] = max(changes)
+    if len(found) > 2 and areas:
+        figures["auc_labels"] = len(areas)
+        for which, choose in (("worst", min), ("best", max)):
+            area, label = choose(areas, key=lambda one: one[0].value)
+            figures |= _interval(f"auc_{which}", area, value="")
+            name = names.get(label, str(label))
+            figures[f"auc_{which}_label"] = f"label {name}" if name.isdigit() else name
     for name in ("sensitivity", "specificity"):
         shares = [getattr(each, name) for each in found]
         if kind == BINARY and found and shares[1]:

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bench.metrics import by_class
 from bench.record import Record
 from bench.report.layout import SUMMARY, Heading, Trial, cell, column, headings, label, values_of
 from bench.report.quantity import with_unit
@@ -99,6 +100,31 @@ def find(run: Run, wanted: str) -> list[int]:
     """Indices of the trials whose key starts with `wanted`, or whose name contains it."""
     keys = [i for i, record in enumerate(run.records) if record.key.startswith(wanted)]
     return keys or [i for i, record in enumerate(run.records) if wanted in record.trial.label]
+
+
+class UnknownLabel(LookupError):
+    """No class or label of the trial has this name; the message lists those that exist."""
+
+
+def show_labels(run: Run, index: int, wanted: list[str], console: Console) -> None:
+    """Quality of some classes or labels of one trial, by name or number. Raises UnknownLabel."""
+    record = run.records[index]
+    outputs = record.outputs
+    found = {str(each.label): each for each in by_class(outputs)} if outputs else {}
+    names = {str(number): name for number, name in enumerate(outputs.names)} if outputs else {}
+    numbers = {name: number for number, name in names.items()}
+    table = _table("Label", "Images", "AUC", "Sensitivity", "Specificity")
+    for name in wanted:
+        if (each := found.get(numbers.get(name, name))) is None:
+            known = ", ".join(names.get(number, number) for number in found) or "none: nothing was decrypted"
+            raise UnknownLabel(f"no class or label {name!r} in {record.trial.label}: choose from {known}")
+        figures = (
+            "" if one is None else f"{one.value:.3f}" + ("" if one.low is None else f" ({one.low:.3f} to {one.high:.3f})")
+            for one in (each.auc, each.sensitivity, each.specificity)
+        )
+        table.add_row(Text(names.get(str(each.label), str(each.label))), str(each.positives), *figures)
+    console.print(f"[bold]{escape(record.trial.label)}[/bold]  {record.key}")
+    console.print(table)
 
 
 def _stages(record: Record, trial: Trial) -> Table:

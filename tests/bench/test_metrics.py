@@ -174,7 +174,8 @@ def test_each_class_has_the_figures_of_the_task_that_asks_for_it_alone(kind, see
         assert each.specificity.value == (~said)[~truth].mean()
         expected = binomtest(int(said[truth].sum()), int(truth.sum())).proportion_ci(method="wilson")
         assert (each.sensitivity.low, each.sensitivity.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert np.mean([each.auc for each in found]) == pytest.approx(metrics.auc(labels, score, kind))
+    assert np.mean([each.auc.value for each in found]) == pytest.approx(metrics.auc(labels, score, kind))
+    assert [each.auc_lowered for each in found] == [each.auc.value for each in found]
 
 
 def test_a_class_without_images_has_no_sensitivity_and_no_auc():
@@ -187,3 +188,22 @@ def test_a_class_without_images_has_no_sensitivity_and_no_auc():
 def test_amortised_cost():
     assert metrics.amortised(100.0, 2.0, 1) == 102
     assert metrics.amortised(100.0, 2.0, 100) == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_delong_is_what_it_is_by_definition(seed):
+    """Pair by pair, ties counted half."""
+    rng = np.random.default_rng(seed)
+    truth = np.r_[np.ones(12), np.zeros(19)].astype(int)
+    score = np.round(rng.normal(truth, 1), 1)  # so that some are tied
+    pairs = np.sign(score[truth == 1][:, None] - score[truth == 0]) / 2 + 0.5
+    variance = pairs.mean(1).var(ddof=1) / 12 + pairs.mean(0).var(ddof=1) / 19
+    found = metrics.delong(truth, score)
+    assert found.value == pytest.approx(pairs.mean())
+    assert found.low == pytest.approx(pairs.mean() - 1.959964 * np.sqrt(variance))
+    assert found.high == pytest.approx(min(1, pairs.mean() + 1.959964 * np.sqrt(variance)))
+
+
+def test_delong_gives_no_bounds_where_the_images_cannot_support_them():
+    assert metrics.delong(np.array([1, 0, 0]), np.array([0.4, 0.5, 0.1])) == metrics.Interval(0.5, None, None)
+    assert metrics.delong(np.array([1, 1, 0, 0]), np.array([3.0, 2, 1, 0])) == metrics.Interval(1.0, None, None)

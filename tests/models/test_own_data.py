@@ -217,3 +217,22 @@ def test_many_large_images_are_computed_in_parts(tmp_path, monkeypatch):
     whole = network.forward(images)
     monkeypatch.setattr(description, "FORWARD_VALUES", 3 * 108)
     assert np.allclose(network.forward(images), whole)
+
+
+def test_a_file_may_say_what_labels_mean_and_what_it_is(tmp_path):
+    task = tasks.task(write(tmp_path, label_names=np.array(["a", "b", "c"]), about=np.array("of nobody")))
+    assert task.labels == {0: "a", 1: "b", 2: "c"} and task.about == "of nobody"
+
+
+@pytest.mark.parametrize(
+    "replaced, said",
+    [
+        ({"label_names": np.array(["a", "b"])}, "label_names are 2 names for 3 classes or labels; save a different one"),
+        ({"label_names": np.array(["a", "b", "b"])}, "label_names are 3 names for 3 classes or labels; save a different"),
+        ({"label_names": np.arange(3)}, "label_names holds more than plain text; save it as a list of strings"),
+        ({"about": np.array("two\nlines")}, "about holds more than plain text"),
+    ],
+)
+def test_names_that_do_not_fit(replaced, said, tmp_path):
+    with pytest.raises(DataFileError, match=said):
+        tasks.task(write(tmp_path, **replaced))
