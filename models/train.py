@@ -164,11 +164,13 @@ def train(
     pool = recipe.encoded(recipe.views(dataset.train, views, teachers))
     validation = recipe.encoded(recipe.views(dataset.val, VALIDATION_IMAGES))
     networks: dict[str, Network] = {}
+    adjustment = 0.0
     for index, lowering in enumerate(lowerings):
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
         if lowering == "integer" and not preset.fine_tuned:
-            network = ptq.quantise(networks[preset.real], pool.images.numpy()[:QUANTISATION_IMAGES])
+            networks[lowering] = quantised(networks[preset.real], dataset, recipe, adjustment)  # adjusted already
+            continue
         elif lowering == "integer":
             network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
         else:
@@ -426,6 +428,14 @@ def adjusted(network: Network, dataset: Dataset, validation: Labelled) -> tuple[
     bias = (last.operator.bias + tau * shift).astype(np.float32)
     last = dataclasses.replace(last, operator=dataclasses.replace(last.operator, bias=bias))
     return dataclasses.replace(network, nodes=(*body, last)), tau
+
+
+def quantised(network: Network, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:
+    """The integer network of one that is trained, without further training. adjustment: τ of the trained one."""
+    images = dataset.train.images[:QUANTISATION_IMAGES]
+    read = recipe.encoder.read(images) if recipe.encoder else images
+    integer = ptq.quantise(dataclasses.replace(network, provenance={}), read)
+    return _described(integer, recipe.task, dataset, recipe, adjustment)
 
 
 def _described(network: Network, task: Task, dataset: Dataset, recipe: Recipe, adjustment: float) -> Network:

@@ -70,3 +70,17 @@ def test_cubic_is_exported_in_the_interval_that_it_was_held_in():
     assert cubic.excess == 0
     cubic(torch.tensor([3.0, -6.0]))
     assert cubic.excess == 2
+
+
+def test_the_integer_network_is_judged_itself():
+    """It is quantised after training, from the adjusted polynomial network, and what is said of it is its own."""
+    data = tasks.load(DIGITS)
+    trained = train.train("latentcnn-se@image", DIGITS, data, budget=0.01)
+    polynomial, integer = trained["polynomial"], trained["integer"]
+    assert integer.lowering == "integer" and integer.provenance["quantisation"]["after"] == "training"
+    for name in ("validation", "test"):
+        split = getattr(data, name[:3] if name == "validation" else name)
+        assert integer.provenance[name] == train.evaluate(integer, split, DIGITS.kind)
+    logits = polynomial.forward(data.test.images[:50] / 255)
+    error = np.abs(integer.forward(data.test.images[:50] / 255) - logits).max()
+    assert 0 < error < 0.5 * np.ptp(logits)
