@@ -21,6 +21,7 @@ from backends.slots.library import Library, Parameters
 from backends.slots.packing import Candidate, Layout
 from backends.slots.plan import Input, Packed, Plan
 from backends.slots.simulator import ROUNDING_STDDEV, Simulator
+from models.network import Mul, Network, Polynomial, Pow
 
 Objective = Literal["server", "upload", "memory"]
 RING_DIMENSIONS = (8192, 16384, 32768, 65536)
@@ -95,6 +96,19 @@ def plan(
         f"no parameters up to ring dimension {RING_DIMENSIONS[-1]} hold {blocks.depth} products, one behind another, at 128 "
         "bits with enough precision; use a shallower network"
     )
+
+
+def require_slots(network: Network) -> None:
+    """Raises BackendError for a network of which one value has more elements than a ciphertext has slots. To be asked before
+    its matrices are built, which would need gigabytes to no end."""
+    most = RING_DIMENSIONS[-1] // 2
+    for node in network.nodes:
+        size = math.prod(network.shapes[node.output])
+        if isinstance(node.operator, Polynomial | Pow | Mul) and size > most:
+            raise BackendError(
+                f"{node.output} makes {size} values, and these must fit into one ciphertext of at most {most} slots: "
+                "use a narrower network, or smaller images"
+            )
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------------

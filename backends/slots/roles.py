@@ -50,6 +50,8 @@ class SlotsOwner:
         self._costs = costs.load(folder)
 
     def plan(self, job: Job) -> tuple[blocks.Blocks, Plan]:
+        if job.scenario != "offline" or job.model_privacy == "encrypted":
+            planner.require_slots(job.network)
         network = blocks.from_network(job.network, job.calibration)
         return network, planner.plan(
             network,

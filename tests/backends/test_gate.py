@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from backends.api import BackendError
+from backends.slots import planner
 from backends.slots.blocks import Affine, Blocks, Product, from_network
 from models import inputs, tasks, train
 from models.network import IMAGE, Input, Network
@@ -47,3 +49,10 @@ def test_the_first_map_of_a_gate_runs_beside_the_convolution_that_it_gates():
     level = {s.name: found.levels[v] for v, s in steps.items() if isinstance(s, Product)}
     assert [level[n.output] for n in made.nodes if n.output in level] == [1, 2, 4, 5, 6]
     assert found.depth == 6 and blocks("latentcnn")[0].depth == 2
+
+
+def test_a_value_that_no_ciphertext_holds_is_refused_at_once():
+    made, _ = network("hefnet-se")
+    with pytest.raises(BackendError, match="Polynomial_1 makes 57600 values, .* at most 32768 slots"):
+        planner.require_slots(made)
+    planner.require_slots(network("latentcnn-se@image")[0])
