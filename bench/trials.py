@@ -89,10 +89,10 @@ def subject(
     task, dataset = tasks.task(task_name), _dataset(task_name, data_dir)
     told = training(progress, model, task_name)
     encoder = zoo.encoder(model, task, dataset=dataset, effort=effort, progress=told)
-    networks = [
+    reference, lowered = (
         zoo.network(model, task, which, dataset=dataset, effort=effort, progress=told) for which in ("float", lowering)
-    ]
-    return Subject(task, dataset, *networks, encoder)
+    )
+    return Subject(task, dataset, reference, lowered, encoder)
 
 
 def training(progress: Report, model: str, task_name: str) -> Callable[[float, str], None]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from models import NetworkError
-from models.network import Conv, Network, Relu
+from models.network import Conv, Network, Relu, unary
 from models.tasks import normalise
 
 
@@ -68,7 +68,7 @@ class Encoder:
         made = self.network.evaluate({source: resized(images, (height, width))}, [wanted])[wanted]
         if self.quantised:
             nearest = np.arange(made.shape[1])[:, None, None] == made.argmax(axis=1)[:, None]
-            made = np.asarray(values.operator(nearest.astype(np.float64)))  # type: ignore[arg-type]
+            made = np.asarray(unary(values.operator)(nearest.astype(np.float64)))
         return made.astype(np.float32)
 
     def described(self) -> dict[str, Any]:

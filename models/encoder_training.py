@@ -11,6 +11,7 @@ import datetime
 import math
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from models import inputs
 from models.augment import augment
 from models.encoder import resized
 from models.inputs import Latent
-from models.network import Conv, Flatten, Network, Operator, Relu, chain
+from models.network import Conv, Flatten, Network, Operator, Pair, Relu, chain
 from models.tasks import Dataset, normalise
 
 CODES, DIMENSION = 256, 16
@@ -38,6 +39,8 @@ STATISTICS = 2000  # training images over which latents are standardised
 
 class Autoencoder(nn.Module):
     """encode: images (n, channels, h, w) in [0, 1] → latents; decode: embedded latents (n, DIMENSION, …) → images."""
+
+    idle: torch.Tensor  # steps since a code was the nearest of any value
 
     def __init__(self, channels: int, factor: int) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class Autoencoder(nn.Module):
     def _move_idle(self, embedded: torch.Tensor) -> None:
         self.idle += 1
         self.idle[self.nearest(embedded).unique()] = 0
-        if len(moved := (self.idle > IDLE).nonzero()[:, 0]):
+        if len(moved := torch.nonzero(torch.gt(self.idle, IDLE))[:, 0]):
             values = embedded.movedim(1, -1).reshape(-1, DIMENSION)
             self.codes[moved] = values[torch.randint(len(values), (len(moved),))]
             self.idle[moved] = 0
@@ -185,8 +188,9 @@ def _judged(module: Autoencoder, dataset: Dataset, size: tuple[int, int]) -> dic
 
 
 def _conv(layer: nn.Conv2d) -> Conv:
-    (down, right), (top, left) = layer.stride, layer.padding  # type: ignore[misc]
-    return Conv(_array(layer.weight), _array(layer.bias), (down, right), (top, left, top, left))  # type: ignore[arg-type,has-type]
+    (down, right), (top, left) = cast("tuple[Pair, Pair]", (layer.stride, layer.padding))
+    assert layer.bias is not None
+    return Conv(_array(layer.weight), _array(layer.bias), (down, right), (top, left, top, left))
 
 
 def _pointwise(weight: torch.Tensor, bias: torch.Tensor) -> Conv:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models import NetworkFileError, inputs, own, tasks
 from models.tasks import Dataset, Task
@@ -102,7 +102,7 @@ def train(
     interrupted goes on from where it was, if the cache takes files.
     """
     trainable(model, task)
-    reads = {}
+    reads: dict[str, Any] = {}
     if (made := encoder(model, task, dataset=dataset, effort=effort, progress=progress)) is not None:
         reads["encoder"] = made
     from models.train import train  # torch, which is slow to import
