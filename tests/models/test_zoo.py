@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from models import tasks, train, zoo
+from models import inputs, tasks, train, zoo
 from models.network import LOWERINGS, Flatten, Gemm, Network, NetworkError, Polynomial, Quantise, chain
 
 SHIPPED = sorted(zoo.SHIPPED.glob("*/*.json"))
@@ -160,24 +160,33 @@ def test_every_integer_network_has_a_preset():
     assert {zoo.INTEGER_NETWORK.get(model, model) for model in zoo.MODELS} == set(PRESETS)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_latents_belong_together():
+    """Each network on latents was trained with the encoder that is shipped for its task."""
+    on_latents = [path for path in SHIPPED if path.parent.name in inputs.LATENTS]
+    assert on_latents
+    for path in on_latents:
+        zoo.check(path.parent.name, tasks.task(path.name.split(".")[0]))
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if p.parent.name != "encoder"], ids=lambda path: path.stem)
 def test_shipped_weights_reach_what_they_state(path):
     network = Network.load(path.with_suffix(""))
     assert path.stem == f"{network.task}.{network.lowering}"
     task = tasks.task(network.task)
-    assert (network.input_shape, network.outputs) == (task.input_shape, task.outputs)
+    assert (network.input_shape, network.outputs) == (inputs.shape(network.model, task), task.outputs)
     if tasks.find(task) is None:
         pytest.skip(f"no file of {task.name} on this machine")
     data = tasks.load(task, download=False)
+    encoder = zoo.encoder(network.model, task)
     for name, split in (("validation", data.val), ("test", data.test)):
-        stated, found = network.provenance[name], train.evaluate(network, split, task.kind)
+        stated, found = network.provenance[name], train.evaluate(network, split, task.kind, encoder)
         assert found["images"] == stated["images"]
         assert found["accuracy"] == pytest.approx(stated["accuracy"], abs=1.01 / len(split))  # ties at other BLAS
         assert found["auc"] == pytest.approx(stated["auc"], abs=1e-3)
     if network.lowering == "polynomial":  # the range in which CKKS is precise
-        x = tasks.normalise(data.val.images).astype(float)
-        for layer in network.operators:
-            if isinstance(layer, Polynomial):
-                assert np.abs(x).max() < 15  # standard deviations of the training images
-            x = layer(x)
-        assert np.abs(x).max() < 30
+        x = encoder.read(data.val.images) if encoder else tasks.normalise(data.val.images)
+        values = network.evaluate({network.inputs[0].name: x})
+        for node in network.nodes:
+            if isinstance(node.operator, Polynomial):
+                assert np.abs(values[node.inputs[0]]).max() < 15  # standard deviations of the training images
+        assert np.abs(values[network.results[0]]).max() < 30
