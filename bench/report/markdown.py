@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bench.report import claims
 from bench.report.layout import SUMMARY, Trial, cell, label, values_of
-from bench.report.reading import Run
+from bench.report.reading import Run, data_notes
 from bench.report.table import COLUMNS, describe_machine
 from bench.report.verdict import verdict
 
@@ -29,6 +29,7 @@ def results(run: Run) -> str:
     parts = [
         f"## {run.title}",
         "\n".join(f"- {sentence}" for sentence in verdict(run.trials)),
+        *(["\n".join(f"- {_one_line(told)}" for told in told_of_data)] if (told_of_data := data_notes(run.records)) else []),
         _table(titles, rows, left=[0, *(i for i, h in enumerate(SUMMARY, 1) if h.column in LEFT)]),
         *(["Failures\n", "\n".join(map(_one_line, failures))] if failures else []),
         "Medians, in brackets 95 % intervals (order statistics; accuracy: Wilson). "

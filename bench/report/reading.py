@@ -78,14 +78,14 @@ def read(folder: Path, bandwidth_bit_per_s: float | None = None, across_machines
     records, left_out = newest(folder)
     records.sort(key=_order)
     about = About.load(folder / "run.json")
-    notes = [*about.notes, *left_out, *_data(records), *_machines(records, across_machines), *warnings(records)]
+    notes = [*about.notes, *left_out, *data_notes(records), *_machines(records, across_machines), *warnings(records)]
     figures = [row(record, bandwidth_bit_per_s or about.bandwidth_bit_per_s) for record in records]
     trials = trials_of(records, figures, across_machines)
     searches = [Frontier.load(path.parent) for path in sorted(folder.glob("searches/*/frontier.json"))]
     return Run(printable(folder.resolve().name), records, figures, trials, about, notes, left_out, searches)
 
 
-def _data(records: list[Record]) -> list[str]:
+def data_notes(records: list[Record]) -> list[str]:
     """What the tasks' data say of themselves."""
     told = ((PurePath(record.trial.task).name, record.notes.get("data")) for record in records)
     return list(dict.fromkeys(printable(f"{task}: {about}")[:500] for task, about in told if isinstance(about, str)))
