@@ -35,7 +35,7 @@ from bench.frontier import Frontier, unbeaten
 from bench.process import TrialError
 from bench.runner import calibration
 from bench.session import Place, Session, Work
-from models import presets, train
+from models import catalogue, presets, train
 from models.network import Network
 from models.quantised import Quantisation
 from models.tasks import Dataset, Task, normalise
@@ -98,7 +98,7 @@ def known(model: str) -> dict[str, dict[str, Any]]:
     points = {}
     for name, preset in presets.PRESETS.items():
         bits = dataclasses.asdict(preset.bits)
-        if name.partition("@")[0] == model and bits["accumulator_bits"] is not None:
+        if catalogue.base(name) == model and bits["accumulator_bits"] is not None:
             activation = "square" if preset.real == "polynomial" else "relu"
             options = {"p_error": 1e-4, "exactness": "approximate", "glwe_dimensions": "1"}
             points[name] = {"activation": activation, **bits, "pooling": 1, **preset.architecture, **options}

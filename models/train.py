@@ -36,13 +36,13 @@ from torch.nn import functional
 
 from models import fcnn, polycnn, unfinished
 from models.augment import augment
-from models.network import LOWERINGS, Gemm, Network, chain
+from models.catalogue import LOWERINGS, base, integer_network
+from models.network import Gemm, Network, chain
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
 from models.unfinished import Unfinished
-from models.zoo import INTEGER_NETWORK, base
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Architecture:
     rate: float
 
 
-# The names are those of `models.zoo.MODELS`.
+# The names are those of `models.catalogue.MODELS`.
 ARCHITECTURES = {
     "fcnn": Architecture(fcnn.Fcnn, 400_000, 2e-3),
     "polycnn": Architecture(functools.partial(polycnn.PolyCnn, polycnn.DEEP), 150_000, 5e-3),
@@ -122,7 +122,7 @@ def train(
     budget: scales how many images are seen in training; 1 is the recipe, less is for tests.
     effort: one of `EFFORTS`. keep: keep in the user cache what is done so far, for the next call, until all is done.
     """
-    preset = PRESETS[INTEGER_NETWORK.get(model, model)]
+    preset = PRESETS[integer_network(model)]
     title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
 
@@ -145,7 +145,7 @@ def train(
         start, end = (0.5 + 0.5 * i / len(lowerings) for i in (index, index + 1))
         step = part(start, end, lowering)
         if lowering == "integer":
-            network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
+            network = recipe.integer(integer_network(model), preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)

@@ -1,4 +1,4 @@
-"""The models that exist, and trained networks for them: shipped, cached or trained on first use; or a user's own file."""
+"""Trained networks for the models: shipped, cached or trained on first use; or of a user's own file."""
 
 from __future__ import annotations
 
@@ -9,30 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models import own, tasks
+from models.catalogue import LOWERINGS, MODELS, UnknownModel, base, integer_network, preset
 from models.tasks import Dataset, Task
 
 if TYPE_CHECKING:
     from models.network import Network
 
-# Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
-# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL.
-MODELS = {
-    "fcnn": "fully connected: flatten, 64 hidden units, one activation",
-    "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
-    "fcnn@balanced": "with 24 hidden units on pooled images; this is what fcnn means for integers",
-    "fcnn@accurate": "with 64 hidden units on whole images",
-    "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
-    "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
-    "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
-}
-INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
-LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
 HERE = Path(__file__).parent
 SHIPPED = HERE / "weights"
-
-
-class UnknownModel(LookupError):
-    """No model has this name; the message lists those that exist."""
 
 
 # Trained by this process where the cache takes no files: by the stem of the files that there would be.
@@ -93,7 +77,7 @@ def train(
     _check(model)
     from models.train import train  # torch, which is slow to import
 
-    what = ("integer",) if "@" in model else LOWERINGS
+    what = ("integer",) if preset(model) else LOWERINGS
     return train(model, task, dataset, what, seed=seed, effort=effort, keep=not unwritable(), progress=progress)
 
 
@@ -127,11 +111,6 @@ def check(model: str, task: Task) -> None:
         _check(model)
 
 
-def base(model: str) -> str:
-    """The model without its preset."""
-    return model.partition("@")[0]
-
-
 def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
     """Whether `network` would return at once, for each of the lowerings. Reads no file and imports nothing slow."""
     return is_own(model) or all(_find(model, task, lowering) is not None for lowering in lowerings)
@@ -155,7 +134,7 @@ def _cache() -> Path:
 
 
 def _stem(folder: Path, model: str, task: str, lowering: str) -> Path:
-    model = INTEGER_NETWORK.get(model, model) if lowering == "integer" else base(model)
+    model = integer_network(model) if lowering == "integer" else base(model)
     return folder / model / f"{task}.{lowering}"
 
 
