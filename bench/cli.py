@@ -20,7 +20,7 @@ import typer
 from backends.registry import Privacy, Scenario, UnknownBackend, backends, broken, resolve
 from bench.files import DISK_FULL, RunError
 from bench.signals import exit_code, in_words, stoppable
-from models import NetworkError, NetworkFileError, inputs, tasks, zoo
+from models import NetworkError, NetworkFileError, catalogue, inputs, tasks, zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -110,7 +110,7 @@ def main() -> None:
     try:
         with stoppable():
             app()
-    except (UnknownBackend, zoo.UnknownModel, NetworkFileError, tasks.DataFileError) as error:
+    except (UnknownBackend, catalogue.UnknownModel, NetworkFileError, tasks.DataFileError) as error:
         _fail(error.args[0], USAGE)
     except (tasks.DataError, NetworkError, RunError) as error:
         _fail(str(error), FAILED)
@@ -165,7 +165,7 @@ def list_(data_dir: DataDir = None) -> None:
     for plugin in broken():
         print(f"  {plugin.name:<18} broken: {plugin}")
     print("models")
-    for name, line in zoo.MODELS.items():
+    for name, line in catalogue.MODELS.items():
         print(f"  {name:<18} {line}")
     print("tasks")
     for task in tasks.tasks().values():
@@ -387,10 +387,10 @@ def _resized(model: str, task: tasks.Task) -> list[str]:
 
 def _check_preset(model: str, lowering: str, backend: str) -> None:
     """Raises UnknownModel for a preset, which is an integer network, where another lowering would run."""
-    if zoo.is_preset(model) and model in zoo.MODELS and lowering != "integer":
-        raise zoo.UnknownModel(
+    if catalogue.preset(model) and lowering != "integer":
+        raise catalogue.UnknownModel(
             f"{model} is a preset of integer networks, and {backend} runs {lowering} ones: "
-            f"choose --model {zoo.base(model)}, or a backend of integer networks (tfhe)"
+            f"choose --model {catalogue.base(model)}, or a backend of integer networks (tfhe)"
         )
 
 
@@ -576,7 +576,7 @@ def tune(
     from bench.process import TrialError
 
     info, _ = resolve(backend)
-    if info.lowering != "integer" or model not in zoo.MODELS or zoo.is_preset(model) or not tuning.tunable(model):
+    if info.lowering != "integer" or not tuning.tunable(model) or catalogue.preset(model):
         _fail(
             f"nothing to search for {backend} and {model}: choose a backend of integer networks and a plain model",
             USAGE,

@@ -35,12 +35,11 @@ from bench.frontier import Frontier, unbeaten
 from bench.process import TrialError
 from bench.runner import calibration
 from bench.session import Place, Session, Work
-from models import presets, train
+from models import catalogue, presets, train
 from models.network import Network
 from models.quantised import Quantisation
 from models.tasks import Dataset, Task, normalise
 from models.train import Labelled, Recipe
-from models.zoo import INTEGER_NETWORK
 
 Progress = Callable[[float, str], None]  # share of the budget, what is going on
 
@@ -60,7 +59,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
 
 def tunable(model: str) -> bool:
     """Whether the integer network of a model is fine-tuned, which is what is searched."""
-    return presets.PRESETS[INTEGER_NETWORK.get(model, model)].fine_tuned
+    return model in catalogue.MODELS and presets.PRESETS[catalogue.integer_network(model)].fine_tuned
 
 
 def seconds(text: str) -> float:
@@ -104,7 +103,7 @@ def known(model: str) -> dict[str, dict[str, Any]]:
     points = {}
     for name, preset in presets.PRESETS.items():
         bits = dataclasses.asdict(preset.bits)
-        if name.partition("@")[0] == model and bits["accumulator_bits"] is not None:
+        if catalogue.base(name) == model and bits["accumulator_bits"] is not None:
             activation = "square" if preset.real == "polynomial" else "relu"
             options = {"p_error": 1e-4, "exactness": "approximate", "glwe_dimensions": "1"}
             points[name] = {"activation": activation, **bits, "pooling": 1, **preset.architecture, **options}

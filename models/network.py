@@ -30,8 +30,8 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from models import NetworkError
+from models.catalogue import LOWERINGS
 
-LOWERINGS = ("float", "polynomial", "integer")
 IMAGE = "image"  # the usual name of the one input
 Pair = tuple[int, int]
 FORWARD_VALUES = 40_000_000  # of the images that are computed at once: a limit of memory, for many or large images

@@ -1,4 +1,4 @@
-"""How the integer networks of the models are made: `models.zoo` names them, `bench tune` looked for them."""
+"""How the integer networks of the models are made: `models.catalogue` names them, `bench tune` looked for them."""
 
 from __future__ import annotations
 

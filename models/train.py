@@ -36,14 +36,14 @@ from torch.nn import functional
 
 from models import fcnn, inputs, latentcnn, polycnn, ptq, unfinished
 from models.augment import augment
+from models.catalogue import LOWERINGS, base, integer_network
 from models.encoder import Encoder
-from models.network import IMAGE, LOWERINGS, Gemm, Input, Network, Node, chained
+from models.network import IMAGE, Gemm, Input, Network, Node, chained
 from models.presets import PRESETS, Preset
 from models.quantised import fine_tune
 from models.tasks import MULTI_LABEL, Dataset, Split, Task, normalise, scores
 from models.teacher import Teacher
 from models.unfinished import Unfinished
-from models.zoo import INTEGER_NETWORK, base
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Architecture:
     rate: float
 
 
-# The names are those of `models.zoo.MODELS`.
+# The names are those of `models.catalogue.MODELS`.
 ARCHITECTURES = {
     "fcnn": Architecture(fcnn.Fcnn, 400_000, 2e-3),
     "polycnn": Architecture(functools.partial(polycnn.PolyCnn, polycnn.DEEP), 150_000, 5e-3),
@@ -143,7 +143,7 @@ def train(
     effort: one of `EFFORTS`. keep: keep in the user cache what is done so far, for the next call, until all is done.
     encoder: of a model that reads latents (`models.inputs`).
     """
-    preset = PRESETS[INTEGER_NETWORK.get(model, model)]
+    preset = PRESETS[integer_network(model)]
     title = f"{model} · {task.name}"
     report = progress or (lambda fraction, text: None)
 
@@ -172,7 +172,7 @@ def train(
             networks[lowering] = quantised(networks[preset.real], dataset, recipe, adjustment)  # adjusted already
             continue
         elif lowering == "integer":
-            network = recipe.integer(INTEGER_NETWORK.get(model, model), preset, pool, validation, step)
+            network = recipe.integer(integer_network(model), preset, pool, validation, step)
         else:
             network = recipe.student(model, lowering, pool, validation, step)
         network, adjustment = adjusted(network, dataset, validation)

@@ -1,4 +1,4 @@
-"""The models that exist, and trained networks for them: shipped, cached or trained on first use; or a user's own file."""
+"""Trained networks for the models: shipped, cached or trained on first use; or of a user's own file."""
 
 from __future__ import annotations
 
@@ -9,41 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import NetworkFileError, inputs, own, tasks
+from models.catalogue import LOWERINGS, MODELS, UnknownModel, base, integer_network, preset
 from models.tasks import Dataset, Task
 
 if TYPE_CHECKING:
     from models.encoder import Encoder
     from models.network import Network
 
-# Name → one line. The architecture of each is in `models.train.ARCHITECTURES`, apart because torch is slow to import.
-# MODEL@PRESET has an integer network of its own (`models.presets`); its other lowerings are those of MODEL. MODEL@INPUT
-# reads something else than MODEL (`models.inputs`): it is a model of its own.
-MODELS = {
-    "fcnn": "fully connected: flatten, 64 hidden units, one activation",
-    "fcnn@fast": "its integer network with 16 hidden units on images pooled to 14×14",
-    "fcnn@balanced": "with 24 hidden units on pooled images; this is what fcnn means for integers",
-    "fcnn@accurate": "with 64 hidden units on whole images",
-    "fcnn@sadhana2025": "as published (Scientific Reports 2025): 392 hidden units, 4 bits, accumulators not rounded",
-    "polycnn": "convolutional: 3 blocks of convolution, batch norm, activation; average pooling; linear",
-    "polycnn-s": "convolutional, shallow as in LoLa: convolution, activation, 64 hidden units, activation",
-    "latentcnn": "on latents that the client encodes: 2 convolutions, the second in 4 groups; global average; linear",
-    "latentcnn@quantised": "on latents after quantisation: each position the nearest of 256 codes",
-    "latentcnn@image": "on images: the first convolution steps from square to square, as the encoder would",
-    "latentcnn-se": "with squeeze and excitation: each channel times a gate that depends on all of them",
-    "latentcnn-se@quantised": "on latents after quantisation",
-    "latentcnn-se@image": "on images",
-    "hefnet": "as published (Kim et al. 2025): 4 convolutions, 64 to 256 channels, on latents of images of 256×256",
-    "hefnet-se": "with squeeze and excitation, as published",
-}
-INPUTS = ("image", "quantised")
-INTEGER_NETWORK = {"fcnn": "fcnn@balanced"}  # where a model alone means one of its presets
-LOWERINGS = ("float", "polynomial", "integer")  # not imported: models.network imports NumPy
 HERE = Path(__file__).parent
 SHIPPED = HERE / "weights"
-
-
-class UnknownModel(LookupError):
-    """No model has this name; the message lists those that exist."""
 
 
 # Trained by this process where the cache takes no files: by the stem of the files that there would be.
@@ -107,7 +81,7 @@ def train(
         reads["encoder"] = made
     from models.train import train  # torch, which is slow to import
 
-    what = ("integer",) if is_preset(model) else LOWERINGS
+    what = ("integer",) if preset(model) else LOWERINGS
     return train(model, task, dataset, what, seed=seed, effort=effort, keep=not unwritable(), progress=progress, **reads)
 
 
@@ -200,16 +174,6 @@ def _belongs(made: Encoder, stem: Path) -> None:
         )
 
 
-def base(model: str) -> str:
-    """The model without its preset."""
-    return model.partition("@")[0] if is_preset(model) else model
-
-
-def is_preset(model: str) -> bool:
-    """Whether it names an integer network of its own."""
-    return "@" in model and model.partition("@")[2] not in INPUTS
-
-
 def is_trained(model: str, task: Task, lowerings: Iterable[str] = LOWERINGS) -> bool:
     """Whether `network` would return at once, for each of the lowerings. Reads no file and imports nothing slow."""
     if is_own(model):
@@ -241,7 +205,7 @@ def _cache() -> Path:
 
 
 def _stem(folder: Path, model: str, task: str, lowering: str) -> Path:
-    model = INTEGER_NETWORK.get(model, model) if lowering == "integer" else base(model)
+    model = integer_network(model) if lowering == "integer" else base(model)
     return folder / model / f"{task}.{lowering}"
 
 

@@ -105,7 +105,7 @@ def operations(plan: Plan) -> list[tuple[int, int, Counter[str]]]:
         sizes.append(size)
         finishing = finishing_operations(size, parameters)
         if isinstance(step, Packed | Scalar):
-            count = _affine_operations(step, plan.encrypted, plan.input.paired)
+            count = _affine_operations(step, plan.model_encrypted, plan.input.paired)
             if work < plan.dropped(value):
                 count += finishing
         else:  # at the level from which the product rescales

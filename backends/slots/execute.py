@@ -164,10 +164,10 @@ class Program:
         total = sums[0]
         for other in sums[1:]:
             total = e.add(total, other)
-        return [(e.add if self.plan.encrypted else e.add_plain)(total, loaded.biases[0])]
+        return [(e.add if self.plan.model_encrypted else e.add_plain)(total, loaded.biases[0])]
 
     def _kernel(self, loaded: _Kernel, ciphers: list[Cipher]) -> Cipher:
-        e, dot = self.evaluator, self._dot_ciphers if self.plan.encrypted else self.evaluator.dot
+        e, dot = self.evaluator, self._dot_ciphers if self.plan.model_encrypted else self.evaluator.dot
         rotated = [c for index, steps in loaded.babies for c in e.rotate_many(ciphers[index], steps)]
         sums = [(dot([rotated[i] for i in g.inputs], g.weights), g.giant) for g in loaded.groups]
         y = sums[0][0] if len(sums) == 1 and sums[0][1] == 0 else e.rotate_sum(sums)

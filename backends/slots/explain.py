@@ -42,7 +42,7 @@ def explain(
     client, evaluator = library.client(plan.parameters), Timed(library.evaluator(plan.parameters))
     evaluator.load_keys(client.keygen(plan.keys))
     moduli = library.moduli(plan.parameters)
-    if not plan.encrypted:
+    if not plan.model_encrypted:
         program = batched.program(plan, evaluator, moduli)
     else:
         owner = library.owner(plan.parameters, client.public_key())

@@ -183,7 +183,7 @@ class Plan:
     """parameters, input packing, the steps, the level of each value in products, and where the logits are: logit k is the
     sum of the slots ``output_slots[k]`` of the response.
 
-    encrypted: whether the server gets the weights as ciphertexts (and its artifact none).
+    model_encrypted: whether the server gets the weights as ciphertexts (and its artifact none).
     """
 
     parameters: Parameters
@@ -192,7 +192,7 @@ class Plan:
     levels: tuple[int, ...]
     output_slots: tuple[tuple[int, ...], ...]
     output_scale: float
-    encrypted: bool = False
+    model_encrypted: bool = False
 
     @property
     def batch(self) -> int:
@@ -207,8 +207,8 @@ class Plan:
         return KeyRequest(
             rotations=tuple(sorted(set[int]().union(*(step.rotations for step in self.steps)))),
             conjugation=any(step.conjugates for step in self.steps),
-            relinearisation=any(isinstance(step, Product) for step in self.steps) or self.encrypted,
-            public=self.encrypted,
+            relinearisation=any(isinstance(step, Product) for step in self.steps) or self.model_encrypted,
+            public=self.model_encrypted,
         )
 
     def dropped(self, value: int) -> int:
@@ -271,7 +271,7 @@ class Plan:
         """Without the packing, but for the number of ciphertexts; without weights if they are to be encrypted."""
         empty = self.input.real[:, :0]
         steps = self.steps
-        if self.encrypted:
+        if self.model_encrypted:
             steps = tuple(_without_weights(step) if isinstance(step, Packed) else step for step in steps)
         request = dataclasses.replace(self.input, real=empty, imaginary=empty)
         return _dump(dataclasses.replace(self, input=request, steps=steps), self.keys)
@@ -290,7 +290,7 @@ class Plan:
             levels=tuple(header["levels"]),
             output_slots=tuple(map(tuple, header["output_slots"])),
             output_scale=header["output_scale"],
-            encrypted=header["encrypted"],
+            model_encrypted=header["model_encrypted"],
         )
         keys = KeyRequest(**header["keys"] | {"rotations": tuple(header["keys"]["rotations"])})
         return plan, keys
@@ -310,7 +310,7 @@ def _dump(plan: Plan, keys: KeyRequest) -> bytes:
         "levels": plan.levels,
         "output_slots": plan.output_slots,
         "output_scale": plan.output_scale,
-        "encrypted": plan.encrypted,
+        "model_encrypted": plan.model_encrypted,
         "keys": dataclasses.asdict(keys),
     }
     buffer = io.BytesIO()

@@ -49,15 +49,15 @@ def plan(
     objective: Objective = "server",
     client_adds: bool = True,
     hoisting: bool = False,
-    encrypted: bool = False,
+    model_encrypted: bool = False,
 ) -> Plan:
     """The cheapest plan that the library can run at 128 bits with logit errors below `TARGET_LOGIT_ERROR`.
 
     calibration: (n, inputs) flattened images, on which the error is simulated. client_adds: whether the client may add up
-    the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. encrypted: the
+    the products of the last layer. hoisting: whether larger radices of rotate-and-sum are worth trying. model_encrypted: the
     model too; then every scenario gets one image a request. Raises BackendError if no ring dimension holds the network.
     """
-    offline, terms = scenario == "offline" and not encrypted, blocks.terms()
+    offline, terms = scenario == "offline" and not model_encrypted, blocks.terms()
     best: Plan | None = None
     layout: Plan | None
     best_ms, rotates = math.inf, False
@@ -68,7 +68,7 @@ def plan(
             break
         if not (rotate_fresh or rotates):
             continue  # it would be the same layout again
-        stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if encrypted else []
+        stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if model_encrypted else []
         precision = Precision(ring_dimension, terms, primes, stddevs, offline, library.first_is_largest, kept)
         if offline:
             layout = batched(blocks, precision)
@@ -82,7 +82,7 @@ def plan(
                 client_adds=client_adds,
                 rotate_fresh=rotate_fresh,
                 hoisting=hoisting,
-                encrypted=encrypted,
+                model_encrypted=model_encrypted,
             )
         rotates = layout is not None and not offline and _rotates_request(layout)
         if layout is None or (ms := sum(costs.predict_ms(layout, table)) / layout.batch) >= best_ms:
@@ -148,12 +148,12 @@ def packed(
     client_adds: bool = True,
     rotate_fresh: bool = True,
     hoisting: bool = False,
-    encrypted: bool = False,
+    model_encrypted: bool = False,
 ) -> Plan | None:
     """The cheapest layouts for these parameters: dynamic programming over those of the values; the objective chooses what
     the client packs. rotate_fresh: whether ciphertexts of the request may be rotated before their products, where their
     scale is small and the noise of key switching counts most. None if a layer does not fit into the slots."""
-    search = _Layouts(blocks, parameters, table, client_adds, (2, 4, 8) if hoisting else (2,), encrypted)
+    search = _Layouts(blocks, parameters, table, client_adds, (2, 4, 8) if hoisting else (2,), model_encrypted)
     options: list[tuple[tuple[float, ...], Chosen, Input]] = []
     for chosen, request, ms in search.requests(rotate_fresh):
         ciphertexts = len(request.real)
@@ -164,7 +164,7 @@ def packed(
     _, chosen, request = min(options, key=lambda option: option[0])
     last = chosen[len(blocks.steps), 0]
     steps = tuple(_step(value, step, chosen) for value, step in enumerate(blocks.steps, 1))
-    return Plan(parameters, request, steps, blocks.levels, last.output_slots, blocks.output_scale, encrypted)
+    return Plan(parameters, request, steps, blocks.levels, last.output_slots, blocks.output_scale, model_encrypted)
 
 
 def _step(value: int, step: Step, chosen: Chosen) -> plans.Step:
@@ -188,10 +188,10 @@ class _Layouts:
         table: dict[str, list[float]],
         client_adds: bool,
         radices: tuple[int, ...],
-        encrypted: bool,
+        model_encrypted: bool,
     ) -> None:
         self._blocks, self._parameters, self._table = blocks, parameters, table
-        self._client_adds, self._radices, self._encrypted = client_adds, radices, encrypted
+        self._client_adds, self._radices, self._model_encrypted = client_adds, radices, model_encrypted
         self._last = len(blocks.steps)
         self._group = _groups(blocks.steps)
         self._count = max(self._group) + 1
@@ -234,7 +234,7 @@ class _Layouts:
 
     def _ms(self, value: int, candidate: Candidate) -> float:
         primes = self._parameters.levels + 1 - self._blocks.levels[value] * self._parameters.primes_per_square
-        count = costs.kernel_operations(candidate.kernel, self._encrypted)
+        count = costs.kernel_operations(candidate.kernel, self._model_encrypted)
         return costs.milliseconds(count, primes, self._parameters, self._table)
 
     def _tail(self, group: int, chosen: dict[int, Layout], due: int | None = None) -> _Tail | None:
@@ -493,7 +493,7 @@ def simulated_error(candidate: Plan, blocks: Blocks, calibration: np.ndarray, li
     simulator = Simulator(noise_of, library)
     moduli = simulator.client(candidate.parameters).moduli(candidate.parameters)
     weights = None
-    if candidate.encrypted:
+    if candidate.model_encrypted:
         weights = (simulator.encrypt_weight(w.vector, w.scale, w.level) for w in candidate.weights(moduli))
     program = Program(candidate, simulator, moduli, weights)
     requests = [images] if candidate.input.batched else [images[i : i + 1] for i in range(len(images))]

@@ -62,7 +62,7 @@ class SlotsOwner:
             objective=self._objective,
             client_adds=self._client_adds,
             hoisting=self._hoisting,
-            encrypted=job.model_privacy == "encrypted",
+            model_encrypted=job.model_privacy == "encrypted",
         )
 
     def prepare(self, job: Job) -> Prepared:
@@ -157,7 +157,7 @@ class SlotsServer:
         self._purpose = _purpose(self._plan.parameters, request)
         self._evaluator = self._library.evaluator(self._plan.parameters)
         self._moduli = self._library.moduli(self._plan.parameters)
-        if not self._plan.encrypted:
+        if not self._plan.model_encrypted:
             self._program = batched.program(self._plan, self._evaluator, self._moduli)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:

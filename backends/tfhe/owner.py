@@ -18,6 +18,7 @@ from backends.api import BackendError, Job, Prepared
 from backends.tfhe import circuit, security
 from backends.tfhe.circuit import Plan, Width
 from backends.tfhe.library import temporaries_in
+from models import catalogue
 from models.network import AveragePool, Network
 
 CALIBRATION_IMAGES = 500
@@ -56,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"logits": {"logit_bits": 0}}
 
 def options(job: Job) -> Options:
     """Raises BackendError for an unknown option."""
-    preset = PRESETS.get(job.network.model.partition("@")[2], {}) | VARIANTS.get(job.variant, {})
+    preset = PRESETS.get(catalogue.preset(job.network.model), {}) | VARIANTS.get(job.variant, {})
     try:
         chosen = replace(Options(), **(preset | job.options))
     except TypeError as error:

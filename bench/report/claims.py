@@ -11,6 +11,7 @@ import msgspec
 from bench.report.layout import Trial
 from bench.report.quantity import interval, times, with_unit
 from bench.report.table import COLUMNS
+from models import catalogue
 
 FILE = Path(__file__).parent / "claims.toml"
 ACCURACY = "accuracy_encrypted"
@@ -74,8 +75,8 @@ def ours(claim: Claim, trials: list[Trial]) -> tuple[float, Trial] | None:
 
 def _same_work(claim: Claim, trial: Trial) -> bool:
     known = trial | {"lowering": json.loads(trial.get("network") or "{}").get("lowering")}
-    if "@" not in claim.ours.get("model", "@"):  # a model stands for all its presets
-        known["model"] = trial["model"].partition("@")[0]
+    if not catalogue.preset(claim.ours.get("model", "")):  # a model stands for all its presets
+        known["model"] = catalogue.base(trial["model"])
     return all(known.get(name) == wanted for name, wanted in claim.ours.items())
 
 

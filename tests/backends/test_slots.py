@@ -97,7 +97,7 @@ def simulated(plan: Plan, images: np.ndarray) -> np.ndarray:
     evaluator = simulator.evaluator(plan.parameters)
     evaluator.keygen(plan.keys)  # from here a rotation without a key fails
     moduli, weights = simulator.moduli(plan.parameters), None
-    if plan.encrypted:
+    if plan.model_encrypted:
         weights = [simulator.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli)]
     program = Program(plan, evaluator, moduli, weights)
     requests = [images] if plan.input.batched else list(images[:, None])
@@ -133,7 +133,7 @@ def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> N
     blocks = from_network(network, images)
     scenario = mode if mode == "offline" else "single-stream"
     plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
-    assert plan.encrypted == (mode == "encrypted")
+    assert plan.model_encrypted == (mode == "encrypted")
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
 
@@ -285,7 +285,7 @@ def assert_counts(plan: Plan, images: np.ndarray) -> None:
     predicted = costs.named(costs.total(plan))
     simulator = Simulator().evaluator(plan.parameters)
     moduli, weights = simulator.moduli(plan.parameters), None
-    if plan.encrypted:
+    if plan.model_encrypted:
         weights = [simulator.encrypt_weight(w.vector, w.scale, w.level) for w in plan.weights(moduli)]
     program = Program(plan, simulator, moduli, weights)
     simulator.counts.clear()
@@ -416,7 +416,8 @@ def test_the_server_has_no_weight_of_an_encrypted_model(backend: str) -> None:
     owner, client, server = module.Owner(), module.Client(), module.Server()
     prepared = owner.prepare(Job(network, calibration=images, model_privacy="encrypted"))
     plan, _ = Plan.from_bytes(opened(frames.SERVER, prepared.server)[1])
-    assert plan.encrypted and not any(k.diagonals.size or step.bias.size for step in plan.affines for k in step.kernels)
+    assert plan.model_encrypted
+    assert not any(k.diagonals.size or step.bias.size for step in plan.affines for k in step.kernels)
     client.load(prepared.client)
     server.load(prepared.server)
     keys = client.keygen(0)

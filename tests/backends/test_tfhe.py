@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from backends import frames, wire
 from backends.api import BackendError, InsecureError, Job, MessageError
 from backends.tfhe import Client, Owner, Server, circuit, owner, security
-from models import ptq, tasks, zoo
+from models import catalogue, ptq, tasks, zoo
 from models.network import (
     Add,
     AveragePool,
@@ -529,7 +529,7 @@ def test_only_the_published_preset_may_be_wide():
         return owner.options(Job(dataclasses.replace(tiny(), model=model))).widest_bits
 
     assert widest("fcnn@sadhana2025") == 16
-    assert {widest(model) for model in zoo.MODELS if model != "fcnn@sadhana2025"} == {owner.Options().widest_bits}
+    assert {widest(model) for model in catalogue.MODELS if model != "fcnn@sadhana2025"} == {owner.Options().widest_bits}
     with pytest.raises(BackendError, match="unknown option of tfhe.*p_error"):
         owner.options(Job(tiny(), options={"p_eror": 0.1}))
 

@@ -56,6 +56,7 @@ def test_records_are_those_of_a_run_here(bench: CommandLine, tmp_path: Path) -> 
     assert again["clear"] == there["clear"] and again["fake:crash"].key == there["fake:crash"].key
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_lost_worker_is_run_again(bench: CommandLine, tmp_path: Path) -> None:
     arguments = ("--backend", "fake:slow,clear", "--task", "digits", "--images", 60, "--precision", 0)
     run = bench.start("run", *arguments, *LOCAL, "--out", tmp_path)

@@ -101,7 +101,7 @@ def test_a_folder_called_as_a_package_of_ours_is_not_taken_for_it(bench: Command
     assert records(tmp_path / "run")["clear"].status == "ok"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_a_terminal_of_few_characters(bench: CommandLine, tmp_path: Path, encoding: str) -> None:
     surroundings = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = bench("run", "--backend", "clear", *OPTIONS, "--out", tmp_path / "run", **surroundings)

@@ -172,6 +172,7 @@ def test_larger_medmnist_images_are_asked_for_by_their_own_name(bench: CommandLi
     assert "--size N" in bench("list").stdout
 
 
+@pytest.mark.slow
 def test_the_worked_example_of_the_documentation(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "own-models.md").read_text()
     (program,), (commands,) = (

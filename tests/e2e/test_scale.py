@@ -99,6 +99,7 @@ def watch(bench: CommandLine, folder: Path, trials: int, hanging: int) -> Watche
     return watched
 
 
+@pytest.mark.slow
 def test_thirty_trials_that_fail_in_every_way(bench: CommandLine, tmp_path: Path) -> None:
     watch(bench, tmp_path, 30, 1)
 

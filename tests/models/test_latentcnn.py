@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from models import inputs, latentcnn, tasks, train, zoo
+from models import catalogue, inputs, latentcnn, tasks, train
 from models.network import IMAGE, Conv, Gemm, Input, Mul, Network, Polynomial
 
 DIGITS = tasks.task("digits")
-MODELS = [name for name in zoo.MODELS if name.startswith(("latentcnn", "hefnet"))]
+MODELS = [name for name in catalogue.MODELS if name.startswith(("latentcnn", "hefnet"))]
 
 
 def network(module: latentcnn.LatentCnn, model: str, lowering: str, shape: tuple[int, ...]) -> Network:
@@ -57,7 +57,7 @@ def test_what_models_read():
     assert inputs.shape("latentcnn@quantised", tasks.task("pathmnist_64")) == (4, 8, 8)
     assert inputs.shape("latentcnn-se@image", DIGITS) == (1, 28, 28)
     assert inputs.shape("hefnet-se", DIGITS) == inputs.shape("hefnet", tasks.task("chestmnist_224")) == (4, 32, 32)
-    assert set(inputs.LATENTS) <= set(zoo.MODELS)
+    assert set(inputs.LATENTS) <= set(catalogue.MODELS)
 
 
 def test_cubic_is_exported_in_the_interval_that_it_was_held_in():

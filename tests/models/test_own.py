@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import NetworkError, NetworkFileError, own, tasks, zoo
+from models import NetworkError, NetworkFileError, catalogue, own, tasks, zoo
 from models.tasks import Dataset, Split, Task
 from tests.models.user_networks import LeNet, Lola, Square, export, seeded
 
@@ -42,9 +42,9 @@ def test_a_name_is_no_file_unless_it_is_one(lola, tmp_path, monkeypatch):
     assert zoo.is_own(lola) and zoo.is_own("none.onnx") and zoo.is_own("network")
     assert not zoo.is_own("fcnn") and not zoo.is_own("resnet")
     assert zoo.is_trained(lola, BREAST)
-    with pytest.raises(zoo.UnknownModel, match="or name an ONNX file"):
+    with pytest.raises(catalogue.UnknownModel, match="or name an ONNX file"):
         zoo.check("resnet", BREAST)
-    with pytest.raises(zoo.UnknownModel, match="bench train --from"):
+    with pytest.raises(catalogue.UnknownModel, match="bench train --from"):
         zoo.train(lola, BREAST, data())
 
 

@@ -81,7 +81,12 @@ def test_the_square_can_be_completed_whatever_was_learnt():
         assert np.allclose(activation(x), activation.export()(x.numpy()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model, case", [("polycnn", CASES[2]), *(("polycnn-s", case) for case in CASES)])
+SLOW = [pytest.param("polycnn-s", case, marks=pytest.mark.slow) for case in (*CASES[:2], *CASES[3:])]
+
+
+@pytest.mark.parametrize(
+    "model, case", [("polycnn-s", CASES[2]), *SLOW, pytest.param("polycnn", CASES[2], marks=pytest.mark.slow)]
+)
 def test_learns_each_kind(digits, model, case):
     kind, channels, outputs, label, least = case
     data = relabelled(digits, kind, channels, outputs, label)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import fcnn, tasks, train, unfinished, zoo
+from models import catalogue, fcnn, tasks, train, unfinished
 from models.augment import augment
 from models.network import Flatten, Gemm, Polynomial, chain
 from models.tasks import Dataset, Split
@@ -147,7 +147,7 @@ def test_views_stay_in_range_and_differ():
 
 
 def test_each_model_has_an_architecture():
-    assert set(train.ARCHITECTURES) == {zoo.base(model) for model in zoo.MODELS}
+    assert set(train.ARCHITECTURES) == {catalogue.base(model) for model in catalogue.MODELS}
 
 
 def test_quadratic_layer_is_per_channel():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from models import inputs, tasks, train, zoo
+from models import catalogue, inputs, tasks, train, zoo
 from models.network import LOWERINGS, Flatten, Gemm, Network, NetworkError, Polynomial, Quantise, chain
 
 SHIPPED = sorted(zoo.SHIPPED.glob("*/*.json"))
@@ -80,7 +80,7 @@ def test_half_a_network_is_none(unshipped):
 def test_unknown_model_lists_the_known():
     task = tasks.task("digits")
     for call in (lambda: zoo.network("fcn", task, "float"), lambda: zoo.is_trained("fcn", task)):
-        with pytest.raises(zoo.UnknownModel, match="unknown model 'fcn': choose from fcnn, "):
+        with pytest.raises(catalogue.UnknownModel, match="unknown model 'fcn': choose from fcnn, "):
             call()
 
 
@@ -139,7 +139,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
 
 def test_all_lowerings_of_three_tasks_are_shipped():
     found = {f"{path.parent.name}/{path.name.removesuffix('.json')}" for path in SHIPPED}
-    presets = [model for model in zoo.MODELS if model.startswith("fcnn@") and model != "fcnn@sadhana2025"]
+    presets = [model for model in catalogue.MODELS if model.startswith("fcnn@") and model != "fcnn@sadhana2025"]
     for task in ("breastmnist", "pneumoniamnist", "digits"):
         for model in ("fcnn", "polycnn", "polycnn-s"):
             assert {f"{model}/{task}.float", f"{model}/{task}.polynomial"} < found
@@ -151,13 +151,13 @@ def test_a_preset_has_an_integer_network_of_its_own_and_shares_the_others():
     assert zoo.network("fcnn@fast", task, "float").sha256 == zoo.network("fcnn", task, "float").sha256
     assert zoo.network("fcnn", task, "integer").model == "fcnn@balanced"
     assert zoo.network("fcnn@fast", task, "integer").model == "fcnn@fast"
-    assert set(zoo.INTEGER_NETWORK.values()) <= set(zoo.MODELS)
+    assert {catalogue.integer_network(model) for model in catalogue.MODELS} <= set(catalogue.MODELS)
 
 
 def test_every_integer_network_has_a_preset():
     from models.presets import PRESETS
 
-    assert {zoo.INTEGER_NETWORK.get(model, model) for model in zoo.MODELS} == set(PRESETS)
+    assert {catalogue.integer_network(model) for model in catalogue.MODELS} == set(PRESETS)
 
 
 def test_shipped_latents_belong_together():
