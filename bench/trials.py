@@ -14,7 +14,7 @@ from backends.registry import resolve
 from bench import runner
 from bench.files import DISK_FULL, printable
 from bench.record import Record, Store, Trial
-from bench.runner import Subject
+from bench.runner import Subject, Workload
 from models import NetworkError, tasks, zoo
 from models.tasks import Dataset
 
@@ -54,11 +54,12 @@ def carry_out(
     Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
     """
     info, _ = resolve(trial.backend)
-    if why := info.refuses(trial.scenario, trial.model_privacy):
+    wanted = trial.scenario, trial.model_privacy
+    if why := info.refuses(*wanted, workload=trial.workload):
         return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
     try:
-        given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress)
-        if why := info.refuses(trial.scenario, trial.model_privacy, (node.type for node in given.lowered.nodes)):
+        given = WORKLOADS[trial.workload](trial, options.data_dir, progress)
+        if why := info.refuses(*wanted, operators=given.operators, workload=trial.workload):
             return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
         if (key := runner.key(trial, given, info)) in finished:
             return key
@@ -72,6 +73,21 @@ def carry_out(
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         return runner.unmeasured(trial, "failed", printable(f"outside the parties: {_in_words(error)}"))
+
+
+def inference(trial: Trial, data_dir: Path | None, progress: Report) -> Workload:
+    return subject(trial.task, trial.model, resolve(trial.backend)[0].lowering, data_dir, progress)
+
+
+def train(trial: Trial, data_dir: Path | None, progress: Report) -> Workload:
+    from bench.training import subject  # imports scikit-learn
+
+    progress(None, f"choosing steps and rate on the validation images of {trial.task}")
+    return subject(trial, data_dir)
+
+
+# What a trial may do: name → its data and networks. Each raises DataError, NetworkError.
+WORKLOADS: dict[str, Callable[[Trial, Path | None, Report], Workload]] = {"inference": inference, "train": train}
 
 
 def _in_words(error: Exception) -> str:

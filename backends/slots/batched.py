@@ -189,7 +189,9 @@ class BatchedProgram:
         self, value: int, step: Scalar, halves: Sequence[int], rows: list[int], values: dict[int, Value]
     ) -> list[Any]:
         primes = self._primes(value)
-        scale = self._scales[value] * math.prod(self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)])
+        scale = self._scales[value] * math.prod(
+            self._moduli[len(self._moduli) - self.plan.dropped(value) : len(primes)]
+        )
         sums: list[np.ndarray] = []
         for half in [0] if step.split else halves:
             if -value in values:

@@ -33,8 +33,8 @@ FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "bottom")  # of the 
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
          "pdf.fonttype": 42, "axes.grid": True, "grid.linewidth": 0.4, "grid.color": "0.85",
          "axes.axisbelow": True, "svg.hashsalt": "bench"}  # fmt: skip
-STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4")
-HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\")
+STAGE_COLOURS = ("client-1", "client-2", "server-1", "server-2", "server-3", "client-3", "client-4", "client-4")
+HATCHES = ("////", "....", "", "", "", "xxxx", "\\\\\\\\", "++++")
 WIDTH_IN = 6.9  # both columns of a paper
 
 
@@ -81,7 +81,7 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     values, colours = values_of(trials), _colours()
     panels: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in trials:
-        panels.setdefault((trial["task"], trial["scenario"], trial["model_privacy"]), []).append(trial)
+        panels.setdefault((trial["task"], _kind(trial), trial["model_privacy"]), []).append(trial)
     rows = (len(panels) + 1) // 2
     figure, grid = plt.subplots(
         rows, min(2, len(panels)), figsize=(WIDTH_IN, 2.6 * rows), squeeze=False, layout="constrained"
@@ -137,6 +137,10 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     ]
     figure.legend(handles=entries, loc="outside upper center", ncols=6, frameon=False)
     return figure
+
+
+def _kind(trial: Trial) -> str:
+    return trial["scenario"] if trial["workload"] == "inference" else trial["workload"]
 
 
 def _frontier(trials: list[Trial]) -> list[tuple[float, float]]:

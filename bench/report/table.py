@@ -27,7 +27,7 @@ from bench.metrics import (
 )  # fmt: skip
 from bench.record import Record
 from bench.sampling import half_width
-from bench.session import ONCE, REQUEST, SERVER_REQUEST
+from bench.session import ONCE, OPTIONAL, REQUEST, SERVER_REQUEST
 
 
 class Column(NamedTuple):
@@ -87,6 +87,8 @@ def _columns() -> dict[str, Column]:
         "backend": Column("", "backend, or backend:variant"),
         "model": Column("", "network architecture"),
         "task": Column("", "MedMNIST task, or digits"),
+        "workload": Column("", "inference, or train: logistic regression on encrypted features and labels"),
+        "steps": Column("steps", "of the descent of a training; empty: chosen on the validation images"),
         "scenario": Column("", "single-stream: one image a request; offline: as many as the backend packs best"),
         "model_privacy": Column("", "plain: the server reads the weights; encrypted: it sees only ciphertexts of them"),
         "status": Column("", "ok, failed, timeout, oom (out of memory), insecure, wrong or skipped"),
@@ -219,6 +221,8 @@ def row(record: Record, bandwidth_bit_per_s: float | None = None) -> dict[str, A
         "backend": trial.backend,
         "model": trial.model,
         "task": trial.task,
+        "workload": trial.workload,
+        "steps": trial.steps or None,
         "scenario": trial.scenario,
         "model_privacy": trial.model_privacy,
         "status": record.status,
@@ -343,8 +347,10 @@ def _timings(record: Record) -> dict[str, Any]:
 
 def totals(record: Record, stages: Mapping[str, tuple[str, str, str]]) -> list[float]:
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
-    timed = [stage for role, name, _ in stages.values() if (stage := record.stage(role, name))]
-    if len(timed) < len(stages) or len({len(stage.wall_s) for stage in timed}) > 1:
+    found = {prefix: record.stage(role, name) for prefix, (role, name, _) in stages.items()}
+    timed = [stage for stage in found.values() if stage]
+    lacking = any(stage is None and prefix not in OPTIONAL for prefix, stage in found.items())
+    if lacking or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
     return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
 
