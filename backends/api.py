@@ -66,10 +66,35 @@ def refusing(library: str, task: str, data: bytes | memoryview = b"") -> Iterato
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the owner is asked to prepare.
+class Training:
+    """Logistic regression to be trained on encrypted examples: see `models.regression`.
 
-    network: in the lowering that ``backend.toml`` names.
+    rows: examples. features: numbers of each, the constant 1 for the bias among them. outputs: regressions, each of one
+    label against all others. steps: of the descent. rate: its learning rate. degree: of the sigmoid's polynomial.
+    """
+
+    rows: int
+    features: int
+    outputs: int
+    steps: int
+    rate: float
+    degree: int = 3
+
+
+def checked_examples(examples: np.ndarray, training: Training) -> tuple[np.ndarray, np.ndarray]:
+    """features (rows, features) and targets (rows, outputs). Raises BackendError for examples that are not those that were
+    prepared for."""
+    expected = (training.rows, training.features + training.outputs)
+    if examples.shape != expected or not np.isfinite(examples).all():
+        raise BackendError(f"a training was prepared for {expected} finite numbers, not {examples.shape}")
+    return examples[:, : training.features].astype(np.float64), examples[:, training.features :].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the owner is asked to prepare: inference with a network or, if there is a `training`, that.
+
+    network: in the lowering that ``backend.toml`` names; no implementation of training may read it.
     variant: "" or one of the variants of ``backend.toml``.
     scenario: ``single-stream`` (one image a request) or ``offline`` (as many images as the backend packs best).
     threads: cores that each party may use.
@@ -85,6 +110,7 @@ class Job:
     model_privacy: str = "plain"
     calibration: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 28, 28), np.float32))
     options: dict[str, Any] = field(default_factory=dict)
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +118,8 @@ class Prepared:
     """What the owner hands out.
 
     client, server: the artifacts that the two parties load.
-    batch: images in one request.
+    batch: images in one request. rounds: requests and responses that one request of the harness takes: after each response
+    but the last the client makes the next one by `Client.refresh`.
     parameters: the parameters really used, as plain JSON (ring dimension, modulus bits, LWE dimensions, p_error, …).
     security: see `backends.security`: at least ``bits`` (int) and ``standard`` (str); ``None`` for a clear backend.
     operations: counts of primitive operations in one `Server.infer` (rotations, programmable bootstraps, …).
@@ -102,6 +129,7 @@ class Prepared:
     client: bytes
     server: bytes
     batch: int = 1
+    rounds: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
     security: dict[str, Any] | None = None
     operations: dict[str, int] = field(default_factory=dict)
@@ -127,7 +155,11 @@ class Client(Protocol):
         """
 
     def encrypt(self, images: np.ndarray) -> Any:
-        """images: (1 … batch, channels, height, width) float32 in [0, 1] → ciphertexts."""
+        """images: (1 … batch, channels, height, width) float32 in [0, 1] → ciphertexts. For a training (rows, features +
+        outputs) float64: the last columns are the targets, ±1."""
+
+    def refresh(self, ciphertexts: Any) -> Any:
+        """Of a response but the last, if there are `Prepared.rounds`: what to `serialise` as the next request."""
 
     def serialise(self, ciphertexts: Any) -> bytes: ...
 
@@ -135,7 +167,8 @@ class Client(Protocol):
         """Raises MessageError for bytes that are no response to this client."""
 
     def decrypt(self, ciphertexts: Any) -> np.ndarray:
-        """Logits (images of the request, outputs) float64."""
+        """Logits (images of the request, outputs) float64; of a training the weights (steps, outputs, features): after each
+        of its last steps, as far as the client sees them."""
 
 
 class Server(Protocol):

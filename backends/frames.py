@@ -33,6 +33,7 @@ _HEAD = struct.Struct(f"<4s{IDENTITY_BYTES}s{IDENTITY_BYTES}sII")  # kind, purpo
 _START = _CHECKED.size + _HEAD.size
 
 CLIENT, SERVER, KEYS, PUBLIC, MODEL, REQUEST, RESPONSE = b"CLNT", b"SRVR", b"KEYS", b"PUBL", b"MODL", b"RQST", b"RESP"
+ROUND = b"ROND"  # a further request of the same job
 _SEND = "send it again"
 _NAMES = {  # what it is called, and what to do if it arrives damaged
     CLIENT: ("client artifact", "prepare the model again"),
@@ -42,6 +43,7 @@ _NAMES = {  # what it is called, and what to do if it arrives damaged
     MODEL: ("encrypted model", _SEND),
     REQUEST: ("request", _SEND),
     RESPONSE: ("response", _SEND),
+    ROUND: ("request of a further round", _SEND),
 }
 
 
@@ -68,6 +70,11 @@ def pack(
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     return b"".join((_CHECKED.pack(_MAGIC, checksum), head, *parts))
+
+
+def kind(message: bytes) -> bytes:
+    """What a message says that it is; nothing is checked."""
+    return bytes(message[_CHECKED.size : _CHECKED.size + 4])
 
 
 def unpack(

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,14 +70,15 @@ class Role:
     @staticmethod
     def _job(header: dict[str, Any], blobs: dict[str, bytes]) -> api.Job:
         return api.Job(
-            network=Network.from_bytes(blobs["network"]),
+            network=Network.from_bytes(blobs["network"]) if "training" not in header else cast(Network, None),
             calibration=wire.array_from_bytes(blobs["calibration"]),
+            training=api.Training(**header["training"]) if "training" in header else None,
             **header["job"],
         )
 
     @staticmethod
     def _prepared(p: api.Prepared) -> wire.Message:
-        names = ("batch", "parameters", "security", "operations", "notes")
+        names = ("batch", "rounds", "parameters", "security", "operations", "notes")
         return wire.Message({n: getattr(p, n) for n in names}, {"client": p.client, "server": p.server})
 
     def _load(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
@@ -115,6 +116,10 @@ class Role:
     def _encrypt(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         self._value, images = None, wire.array_from_bytes(blobs["images"])  # what is no longer needed is released here
         return lambda: self._keep(self._target.encrypt(images))
+
+    def _refresh(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
+        value = self._last()
+        return lambda: self._keep(self._target.refresh(value))
 
     def _infer(self, header: dict[str, Any], blobs: dict[str, bytes]) -> Callable[[], Any]:
         value = self._last()
@@ -157,6 +162,7 @@ OPERATIONS = (
     "load_encoder",
     "encode",
     "encrypt",
+    "refresh",
     "infer",
     "serialise",
     "deserialise",

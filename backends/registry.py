@@ -27,6 +27,7 @@ NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"  # it becomes part of files' names
 Lowering = Literal["float", "polynomial", "integer"]
 Scenario = Literal["single-stream", "offline"]
 Privacy = Literal["plain", "encrypted"]
+Workload = Literal["inference", "train"]
 VariantName = Annotated[str, msgspec.Meta(pattern=rf"^({NAME})?\Z")]
 
 
@@ -39,6 +40,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     about: str
     lowering: Lowering | None = None
+    workloads: tuple[Workload, ...] | None = None
     scenarios: tuple[Scenario, ...] | None = None
     model_privacy: tuple[Privacy, ...] | None = None
     operators: tuple[str, ...] | None = None
@@ -52,6 +54,7 @@ class BackendInfo:
     """``backend.toml``, read.
 
     lowering: the lowering of the network that the owner receives.
+    workloads: what it does (`bench.trials.WORKLOADS`).
     scenarios, model_privacy, operators: what it supports; operators of `models.network`, ``None`` for all of them. Who asks
     for anything else gets a record that says so, and no party is started.
     distributions: the Python distributions whose versions belong in a record.
@@ -66,6 +69,7 @@ class BackendInfo:
     title: str
     scheme: str
     lowering: str
+    workloads: tuple[str, ...] = ("inference",)
     scenarios: tuple[str, ...] = ("single-stream",)
     model_privacy: tuple[str, ...] = ("plain",)
     operators: tuple[str, ...] | None = None
@@ -74,8 +78,12 @@ class BackendInfo:
     variants: Mapping[str, Variant] = field(default_factory=lambda: DEFAULT)
     test_only: bool = False
 
-    def refuses(self, scenario: str, model_privacy: str, operators: Iterable[str] = ()) -> str:
+    def refuses(
+        self, scenario: str, model_privacy: str, operators: Iterable[str] = (), workload: str = "inference"
+    ) -> str:
         """Why it cannot do that; "" if it can."""
+        if workload not in self.workloads:
+            return f"it does not do the workload {workload}, only {', '.join(self.workloads)}"
         if scenario not in self.scenarios:
             return f"it does not have the scenario {scenario}, only {', '.join(self.scenarios)}"
         if model_privacy not in self.model_privacy:
@@ -95,6 +103,7 @@ class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     scheme: str
     lowering: Lowering
+    workloads: tuple[Workload, ...] = ("inference",)
     scenarios: tuple[Scenario, ...] = ("single-stream",)
     model_privacy: tuple[Privacy, ...] = ("plain",)
     operators: tuple[str, ...] | None = None

@@ -24,6 +24,12 @@ GUIDELINES_2024 = {
     256: {65536: 929, 131072: 1866},
 }
 
+
+def limit(ring_dimension: int) -> int:
+    """Largest log2(QP) at 128 bits: of the 2018 standard or, for rings beyond it, of the 2024 guidelines; 0: no table."""
+    return STANDARD_2018[128].get(ring_dimension, GUIDELINES_2024[128].get(ring_dimension, 0))
+
+
 ERROR_STDDEV = 3.19  # of both: 8 / √(2π)
 _MEASURED = 0.95  # SEAL's error is measured, to within a few hundredths
 # Li and Micciancio, "On the Security of Homomorphic Encryption on Approximate Numbers", EUROCRYPT 2021.
@@ -44,7 +50,6 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     table, standard = STANDARD_2018, "HomomorphicEncryption.org 2018, classical, ternary secret"
     if n not in table[MINIMUM_BITS]:
         table, standard = GUIDELINES_2024, "Security Guidelines 2024 (ePrint 2024/463), classical, ternary secret"
-    limit = table[MINIMUM_BITS].get(n, 0)
     bits = max((level for level, row in table.items() if log2_qp <= row.get(n, 0)), default=0)
     if description["error_stddev"] < _MEASURED * ERROR_STDDEV:
         raise InsecureError(
@@ -54,14 +59,14 @@ def ckks(description: dict[str, Any]) -> dict[str, Any]:
     if description["secret"] != "uniform ternary" or bits < MINIMUM_BITS:
         raise InsecureError(
             f"ring dimension {n} with log2(QP) = {log2_qp:.0f} and {description['secret']} secret is below "
-            f"{MINIMUM_BITS} bits (limit {limit}); use a larger ring dimension or fewer primes"
+            f"{MINIMUM_BITS} bits (limit {limit(n)}); use a larger ring dimension or fewer primes"
         )
     return {
         "bits": bits,
         "standard": standard,
         "ring_dimension": n,
         "log2_qp": round(log2_qp, 2),
-        "log2_qp_limit": limit,
+        "log2_qp_limit": limit(n),
         "meets_2024_guidelines": log2_qp <= GUIDELINES_2024[128].get(n, 0),
         "log2_qp_limit_2024": GUIDELINES_2024[128].get(n, 0),
         "secret": description["secret"],

@@ -12,15 +12,19 @@ from backends.api import BackendError, Job, MessageError, Prepared
 Variants = dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]  # name → owner, client, server
 
 
+TRAIN = "train:"  # before the name of a variant: its implementation of training
+
+
 class VariantOwner:
     def __init__(self, variants: Variants) -> None:
         self._variants = variants
 
     def prepare(self, job: Job) -> Prepared:
-        self._implementation = self._variants[job.variant][0]()
+        name = self._name(job)
+        self._implementation = self._variants[name][0]()
         prepared = self._implementation.prepare(job)
         client, server = (
-            frames.pack(kind, [job.variant.encode(), artifact])
+            frames.pack(kind, [name.encode(), artifact])
             for kind, artifact in ((frames.CLIENT, prepared.client), (frames.SERVER, prepared.server))
         )
         return dataclasses.replace(prepared, client=client, server=server)
@@ -30,10 +34,21 @@ class VariantOwner:
 
     def explain(self, job: Job) -> dict[str, Any]:
         """Raises BackendError for an implementation that has no plan to explain."""
-        owner = self._variants[job.variant][0]()
+        owner = self._variants[self._name(job)][0]()
         if not hasattr(owner, "explain"):
             raise BackendError("this variant has no plan to explain; choose the default one")
         return owner.explain(job)
+
+    def _name(self, job: Job) -> str:
+        """Raises BackendError for a variant that does not do this work."""
+        prefix = TRAIN if job.training else ""
+        if prefix + job.variant not in self._variants:
+            fitting = [name.removeprefix(prefix) for name in self._variants if name.startswith(TRAIN) == bool(prefix)]
+            raise BackendError(
+                f"the variant {job.variant or 'default'!r} is not for {'training' if prefix else 'inference'}; choose from "
+                + ", ".join(name or "the default one" for name in fitting)
+            )
+        return prefix + job.variant
 
 
 class VariantParty:

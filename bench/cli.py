@@ -207,9 +207,23 @@ def run(
         int,
         typer.Option(parser=_gibibytes, metavar="GIB", help="GiB of address space of each party; 0: none."),
     ] = 0,
+    workload: Annotated[str | None, typer.Option(help="inference, or train on encrypted features and labels.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Of --workload train: folder of features_*.npy and labels_*.npy of your own.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Of --workload train: of the descent; 0: chosen on validation."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Of --workload train: learning rate; 0: chosen on validation.")
+    ] = None,
     suite: Annotated[
-        str, typer.Option(help="Name or TOML file of a suite; the other options replace its values.")
-    ] = "quick",
+        str | None,
+        typer.Option(
+            help="Name or TOML file of a suite (default: quick, or train); the other options replace its values."
+        ),
+    ] = None,
     bandwidth: Bandwidth = None,
     cluster: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers run the trials; local: one, here.")
@@ -228,9 +242,14 @@ def run(
     from bench.record import Store, records_in
 
     bandwidth_bit_per_s = _bandwidth(bandwidth)
+    suite = suite or ("train" if workload == "train" else "quick")
     if cluster == "":
         raise typer.BadParameter("an address, not nothing", param_hint="'--cluster'")
     changes = {
+        "workload": workload,
+        "features": features and str(Path(features).expanduser().absolute()),
+        "steps": steps,
+        "rate": rate,
         "backend": _split(backend, "--backend"),
         "model": _split(model, "--model"),
         "task": _split(task, "--task"),
@@ -367,8 +386,14 @@ def _trials(name: str, changes: dict, data_dir: Path | None, size: int | None = 
     default = [info.name for info in backends().values() if not info.test_only]
     trials = suites.expand(blocks, default, small_tasks, available_threads())
     for trial in trials:
-        _check_preset(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
-    for model, task in dict.fromkeys((trial.model, trial.task) for trial in trials):
+        if trial.workload == "train":
+            _check_features(trial)
+        elif trial.steps or trial.rate or trial.features:
+            raise suites.SuiteError("--steps, --rate and --features are of --workload train")
+        else:
+            _check_preset(trial.model, resolve(trial.backend)[0].lowering, trial.backend)
+    inferences = [trial for trial in trials if trial.workload == "inference"]
+    for model, task in dict.fromkeys((trial.model, trial.task) for trial in inferences):
         zoo.check(model, described := tasks.task(task))
         notes += _resized(model, described)
     return trials, list(dict.fromkeys(notes))
@@ -385,6 +410,19 @@ def _resized(model: str, task: tasks.Task) -> list[str]:
     ]
 
 
+def _check_features(trial: Trial) -> None:
+    """Raises UnknownModel; DataError for a folder or a task that is of no use."""
+    from models import features
+
+    if trial.model not in features.KINDS or (trial.model == "files") != bool(trial.features):
+        raise catalogue.UnknownModel(
+            f"unknown model {trial.model!r} of a training: choose pixels, or name a folder with --features"
+        )
+    task = tasks.task(trial.task)
+    if trial.features:
+        features.from_folder(trial.features, task)
+
+
 def _check_preset(model: str, lowering: str, backend: str) -> None:
     """Raises UnknownModel for a preset, which is an integer network, where another lowering would run."""
     if catalogue.preset(model) and lowering != "integer":
@@ -396,7 +434,8 @@ def _check_preset(model: str, lowering: str, backend: str) -> None:
 
 def _untrained(trials: list[Trial], data_dir: Path | None) -> list[str]:
     """What to know before networks are trained that cannot be kept."""
-    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in trials}
+    inferences = [trial for trial in trials if trial.workload == "inference"]
+    wanted = {(trial.model, trial.task, resolve(trial.backend)[0].lowering) for trial in inferences}
     described = ((model, tasks.task(task), ("float", lowering)) for model, task, lowering in wanted)
     new = {
         f"{m} for {t.name}" for m, t, which in described if tasks.find(t, data_dir) and not zoo.is_trained(m, t, which)

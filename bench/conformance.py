@@ -80,7 +80,10 @@ def branching_network(lowering: str, outputs: int = 3) -> Network:
     trunk, random = tiny.results[0], np.random.default_rng(7)
     output: Operator = Gemm(random.normal(size=(outputs, HIDDEN)), random.normal(size=outputs))
     if lowering == "integer":
-        quantise, hidden = tiny.nodes[-2].operator, tiny.nodes[-2].output  # the sum of two quantised values of one scale
+        quantise, hidden = (
+            tiny.nodes[-2].operator,
+            tiny.nodes[-2].output,
+        )  # the sum of two quantised values of one scale
         square = Gemm(random.integers(-1, 2, (HIDDEN, HIDDEN)) * 1.0, np.zeros(HIDDEN), 3, 1.0)
         output = Gemm(random.integers(-3, 4, (outputs, HIDDEN)) / 8, np.zeros(outputs), 3, 1 / 8)
         more: tuple[Node, ...] = (

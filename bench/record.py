@@ -44,6 +44,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     `models.own_data`). images: how many of the test split (0: all). timeout_s: for the whole trial.
     precision: once every image was asked for, requests are repeated until the 95 % intervals of the medians of server and
     request time are within ± this share of the median (0: nothing is repeated), or sampling_s seconds of repeating are over.
+    workload: ``inference`` or ``train`` (`bench.trials.WORKLOADS`). steps, rate, features: of a training: 0 steps and rate 0
+    are chosen on validation; features: a folder of the user's own, of which `model` is then ``files``.
     """
 
     backend: Name
@@ -57,10 +59,18 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Amount = 600.0
     precision: Amount = 0.05
     sampling_s: Amount = 10.0
+    workload: Name = "inference"
+    steps: Count = 0
+    rate: Amount = 0.0
+    features: str = ""
 
     @property
     def label(self) -> str:
-        parts = [self.backend, PurePath(self.model).stem, PurePath(self.task).stem, self.scenario]  # of a file, its stem
+        trains = self.workload != "inference"
+        names = (PurePath(self.model).stem, PurePath(self.task).stem)  # of a file, its stem
+        parts = [self.backend, *names, self.workload if trains else self.scenario]
+        parts += [f"{self.steps} steps"] if self.steps else []
+        parts += [f"rate {self.rate:g}"] if self.rate else []
         parts += ["encrypted model"] if self.model_privacy == "encrypted" else []
         return " · ".join([*parts, f"{self.threads} thread{'s' * (self.threads != 1)}"])
 
@@ -76,6 +86,7 @@ class Stage(msgspec.Struct, kw_only=True):
 
     A stage that happens once (prepare, keygen, load, load_keys) has one sample and no warm-up. For the stages of a
     request, `cold_wall_s` is the first call, `warmup_wall_s` the calls before the samples (the cold one not among them).
+    round_wall_s: of each call, where a request takes several rounds, which `wall_s` adds up.
     peak_rss_bytes: highest resident memory of that process during this stage, cold call and warm-ups included.
     kept_rss_bytes: growth of the resident memory of that process over the first call: what its result (the model, the keys,
     the ciphertexts) takes in memory, and whatever else the library keeps.
@@ -87,6 +98,7 @@ class Stage(msgspec.Struct, kw_only=True):
     cpu_s: list[Amount]
     cold_wall_s: Amount | None = None
     warmup_wall_s: list[Amount] = []
+    round_wall_s: list[Amount] = []
     peak_rss_bytes: Count | None = None
     kept_rss_bytes: Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | None = None
 

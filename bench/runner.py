@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -39,8 +39,43 @@ Progress = Callable[[str, float], None]  # stage, share of the trial done
 
 
 @dataclass(frozen=True)
+class Request:
+    """inputs: for `Client.encrypt`. results: how many rows of what the client decrypts count, from the first on: of images,
+    those that are no repetitions to fill or to warm up."""
+
+    inputs: np.ndarray
+    phase: Phase
+    results: int = 0
+
+
+class Workload(Protocol):
+    """What a trial does, with all its data: see `bench.trials.WORKLOADS`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of data and networks: what the name of a record depends on."""
+
+    def work(self, trial: Trial) -> Work:
+        """What is asked of the backend."""
+
+    def requests(self, trial: Trial, batch: int) -> list[Request]:
+        """All of a trial; samples are repeated afterwards. Raises TrialError."""
+
+    def outputs(self, trial: Trial, results: list[np.ndarray]) -> Outputs:
+        """Of the test images, from what the client decrypted; the encrypted ones are fewer if the trial ended early."""
+
+    def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]: ...
+
+    @property
+    def operators(self) -> set[str]:
+        """Of the network, which the backend has to support."""
+
+    def describe(self, trial: Trial) -> dict[str, Any]:
+        """The network's entry in the record."""
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What a trial runs on: the task, its data, and the two networks.
+    """Inference: the task, its data, and the two networks.
 
     float_network is the trained reference, lowered what the backend's owner receives. encoder: the client's, of a model that
     reads latents.
@@ -56,14 +91,36 @@ class Subject:
         """What the networks read of images (n, channels, height, width) in [0, 1]."""
         return self.encoder(images) if self.encoder else images
 
+    def identity(self) -> dict[str, Any]:
+        networks = [one.sha256 for one in (self.float_network, self.lowered, self.encoder) if one is not None]
+        return {"data": self.dataset.md5, "networks": networks}
 
-@dataclass(frozen=True)
-class _Request:
-    """results: how many of its images, from the first on, are test images and not repetitions to fill or to warm up."""
+    def work(self, trial: Trial) -> Work:
+        return work(trial, self)
 
-    images: np.ndarray
-    phase: Phase
-    results: int = 0
+    def requests(self, trial: Trial, batch: int) -> list[Request]:
+        return _requests(self._images(trial)[1], batch, trial.scenario)
+
+    def outputs(self, trial: Trial, results: list[np.ndarray]) -> Outputs:
+        indices, images = self._images(trial)
+        logits = np.concatenate(results)[: len(images)] if results else np.zeros((0, self.lowered.outputs))
+        labels = self.dataset.test.labels[indices]
+        wanted, lowered = (network.forward(self.read(images)) for network in (self.float_network, self.lowered))
+        return outputs(self.task, indices, labels, wanted, lowered, logits)
+
+    def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:
+        return {"data": self.task.about} if self.task.about else {}
+
+    @property
+    def operators(self) -> set[str]:
+        return {node.type for node in self.lowered.nodes}
+
+    def describe(self, trial: Trial) -> dict[str, Any]:
+        return describe(self.lowered) | {"input": describe_input(self, self.read(self._images(trial)[1]))}
+
+    def _images(self, trial: Trial) -> tuple[np.ndarray, np.ndarray]:
+        indices = image_order(trial, len(self.dataset.test.images))
+        return indices, normalise(self.dataset.test.images[indices])
 
 
 @dataclass
@@ -72,17 +129,15 @@ class _Measured:
 
     ledger: Ledger = field(default_factory=Ledger)
     report: OwnerReport = field(default_factory=OwnerReport)
-    logits: list[np.ndarray] = field(default_factory=list)
+    results: list[np.ndarray] = field(default_factory=list)
     sampling_ended: SamplingEnd = ""
 
 
-def key(trial: Trial, subject: Subject | None, backend: BackendInfo) -> str:
+def key(trial: Trial, subject: Workload | None, backend: BackendInfo) -> str:
     """Names the record: a hash of everything that its result depends on. No subject: its data or network is missing."""
     parts = {
         "trial": msgspec.to_builtins(trial) | {"timeout_s": None},  # which only decides whether there is a result
-        "data": subject and subject.dataset.md5,
-        "networks": subject
-        and [one.sha256 for one in (subject.float_network, subject.lowered, subject.encoder) if one is not None],
+        **(subject.identity() if subject else {"data": None, "networks": None}),
         "source": machine.source_sha256(backend),
         "versions": machine.versions(backend.distributions),
         "machine": machine.machine(),
@@ -90,29 +145,26 @@ def key(trial: Trial, subject: Subject | None, backend: BackendInfo) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, memory_limit_bytes: int = 0) -> Record:
+def run(trial: Trial, subject: Workload, run_folder: Path, progress: Progress, memory_limit_bytes: int = 0) -> Record:
     """Runs the trial and returns its record, whatever happens but Ctrl-C. Raises nothing of its own."""
     backend, _ = resolve(trial.backend)
     before = conditions.snapshot()
     started, start = datetime.now(timezone.utc), time.monotonic()
-    indices = image_order(trial, len(subject.dataset.test.images))
-    images = normalise(subject.dataset.test.images[indices])
     measured = _Measured()
     status: Status
     try:
         if trial.threads > available_threads():
             raise TrialError("skipped", f"{trial.threads} threads asked for, {available_threads()} cores here")
         place = Place(run_folder / "logs" / trial.slug, start + trial.timeout_s, memory_limit_bytes)
-        with Session(work(trial, subject), place, measured.ledger) as session:
-            _measure(session, trial, images, progress, measured)
+        with Session(subject.work(trial), place, measured.ledger) as session:
+            _measure(session, trial, subject, progress, measured)
         status, reason = "ok", ""
     except TrialError as error:
         status, reason = error.status, error.reason
     duration_s, after = time.monotonic() - start, conditions.snapshot()
-    read = subject.read(images)
-    outputs = _outputs(subject, indices, read, measured.logits)
+    outputs = subject.outputs(trial, measured.results)
     if status == "ok":
-        status, reason = _verdict(outputs, len(images))
+        status, reason = _verdict(outputs, len(outputs.labels))
     report, ledger = measured.report, measured.ledger
     infer = ledger.stages.get(("server", "infer"))
     wall = sum(infer.wall_s) if infer else 0.0
@@ -127,10 +179,10 @@ def run(trial: Trial, subject: Subject, run_folder: Path, progress: Progress, me
         parameters=report.parameters,
         security=report.security,
         operations=report.operations,
-        notes=report.notes | ledger.notes | ({"data": subject.task.about} if subject.task.about else {}),
+        notes=report.notes | ledger.notes | subject.notes(trial, measured.results),
         stages=list(ledger.stages.values()),
         sizes=ledger.sizes,
-        network=describe(subject.lowered) | {"input": describe_input(subject, read)},
+        network=subject.describe(trial),
         outputs=outputs,
         cpu_wall_ratio=sum(infer.cpu_s) / wall if infer and wall else None,
         sampling_ended=measured.sampling_ended,
@@ -190,19 +242,19 @@ def calibration(dataset: Dataset, seed: int = 0) -> np.ndarray:
     return normalise(images[np.random.default_rng(seed).permutation(len(images))[:CALIBRATION_IMAGES]])
 
 
-def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progress, measured: _Measured) -> None:
+def _measure(session: Session, trial: Trial, subject: Workload, progress: Progress, measured: _Measured) -> None:
     """Every step of a trial, the repetitions included. Raises TrialError."""
     progress("prepare", 0.0)
     measured.report = session.prepare()
     session.open(trial.seed, lambda step: progress(step, 0.1))
 
-    requests = _requests(images, measured.report.batch, trial.scenario)
+    requests = subject.requests(trial, measured.report.batch)
     number = 0
     while number < len(requests):
         request, asked = requests[number], time.monotonic()
         stage = "infer" if request.phase == "sample" else request.phase
         progress(stage, 0.2 + 0.8 * number / len(requests))
-        measured.logits.append(session.ask(request.images, request.phase)[: request.results])
+        measured.results.append(session.ask(request.inputs, request.phase)[: request.results])
         if request.phase == "cold" and time.monotonic() - asked > LONG_REQUEST_S:
             requests = [request, *(r for r in requests if r.results)]
         number += 1
@@ -217,10 +269,10 @@ def _measure(session: Session, trial: Trial, images: np.ndarray, progress: Progr
         if measured.sampling_ended:
             break
         progress("repeat", 1.0)
-        session.ask(request.images)
+        session.ask(request.inputs)
 
 
-def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
+def _requests(images: np.ndarray, batch: int, scenario: str) -> list[Request]:
     """All requests of a trial: the cold first call and one warm-up, both with the images of the first sample, then
     the samples. offline: each request is full, by repeating its images, and there are at least OFFLINE_REQUESTS samples.
     If the cold call takes longer than LONG_REQUEST_S, neither the warm-up nor repetitions of images are asked for.
@@ -230,10 +282,10 @@ def _requests(images: np.ndarray, batch: int, scenario: str) -> list[_Request]:
         raise TrialError("failed", f"owner: a request of {batch} images is more than a message holds")
     batches = [images[i : i + batch] for i in range(0, len(images), batch)]
     full = [np.resize(b, (batch, *b.shape[1:])) if scenario == "offline" else b for b in batches]
-    samples = [_Request(filled, "sample", len(b)) for filled, b in zip(full, batches)]
+    samples = [Request(filled, "sample", len(b)) for filled, b in zip(full, batches)]
     if scenario == "offline":
-        samples += [_Request(full[0], "sample")] * (OFFLINE_REQUESTS - len(samples))
-    return [_Request(full[0], "cold"), _Request(full[0], "warm-up"), *samples]
+        samples += [Request(full[0], "sample")] * (OFFLINE_REQUESTS - len(samples))
+    return [Request(full[0], "cold"), Request(full[0], "warm-up"), *samples]
 
 
 def image_order(trial: Trial, available: int) -> np.ndarray:
@@ -243,9 +295,15 @@ def image_order(trial: Trial, available: int) -> np.ndarray:
     return order[: trial.images] if trial.images else order
 
 
-def _outputs(subject: Subject, indices: np.ndarray, read: np.ndarray, logits: list[np.ndarray]) -> Outputs:
-    """read: what the networks read of the images."""
-    encrypted = np.concatenate(logits)[: len(read)] if logits else np.zeros((0, subject.lowered.outputs))
+def outputs(
+    task: Task,
+    indices: np.ndarray,
+    labels: np.ndarray,
+    float_logits: np.ndarray,
+    lowered_logits: np.ndarray,
+    encrypted: np.ndarray,
+) -> Outputs:
+    """The record's entry; encrypted logits end before the first that is not finite."""
     finite = np.isfinite(encrypted).all(axis=1)
     encrypted = encrypted if finite.all() else encrypted[: int(np.argmin(finite))]
 
@@ -253,13 +311,13 @@ def _outputs(subject: Subject, indices: np.ndarray, read: np.ndarray, logits: li
         return [[float(f"{v:.7g}") for v in row] for row in values]
 
     return Outputs(
-        kind=subject.task.kind,
+        kind=task.kind,
         indices=indices.tolist(),
-        labels=subject.dataset.test.labels[indices].tolist(),
-        float_logits=rows(subject.float_network.forward(read)),
-        lowered_logits=rows(subject.lowered.forward(read)),
+        labels=labels.tolist(),
+        float_logits=rows(float_logits),
+        lowered_logits=rows(lowered_logits),
         encrypted_logits=rows(encrypted),
-        names=[printable(subject.task.labels[index])[:200] for index in sorted(subject.task.labels)],
+        names=[printable(task.labels[index])[:200] for index in sorted(task.labels)],
     )
 
 
@@ -317,6 +375,7 @@ def describe_input(subject: Subject, read: np.ndarray) -> dict[str, Any]:
 def command(trial: Trial) -> str:
     """The command line that runs this trial alone."""
     usual = Trial(backend="", model="", task="")
+    training = {"workload": trial.workload, "steps": trial.steps, "rate": f"{trial.rate:g}", "features": trial.features}
     options = {
         "backend": trial.backend,
         "model": trial.model,
@@ -333,4 +392,6 @@ def command(trial: Trial) -> str:
         options["precision"] = f"{trial.precision:g}"
     if trial.sampling_s != usual.sampling_s:
         options["sampling-time"] = f"{trial.sampling_s:g}"
+    if trial.workload != usual.workload:
+        options |= {name: value for name, value in training.items() if value not in (0, "0", "")}
     return "python -m bench run " + " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, TypeVar
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from backends import wire
+from backends.api import Training
 from backends.registry import BackendInfo
 from bench.process import Party, TrialError
 from bench.record import Role, Stage
@@ -44,8 +45,13 @@ REQUEST: dict[str, tuple[Role, str, str]] = {
     "serialise_response": ("server", "serialise", "the server turns the result into bytes"),
     "deserialise_response": ("client", "deserialise", "the client reads the response"),
     "decrypt": ("client", "decrypt", "the client decrypts the logits"),
+    "refresh": (
+        "client",
+        "refresh",
+        "the client decrypts and encrypts anew between rounds, where a request has several",
+    ),
 }
-OPTIONAL = {"encode"}  # stages of a request that not every trial has
+OPTIONAL = ("encode", "refresh")  # stages that not every request has
 SERVER_REQUEST = {name: stage for name, stage in REQUEST.items() if stage[0] == "server"}
 
 MINIMUM_SECURITY_BITS = 128
@@ -69,14 +75,27 @@ class Work:
     threads: int = 1
     model_privacy: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
+    training: Training | None = None
     encoder: Encoder | None = None
+
+    def result_shape(self, inputs: int) -> tuple[int, ...]:
+        """Of what the client decrypts for a request of so many inputs: logits of each or, of a training, weights of an
+        output (after each of any number of steps)."""
+        if self.training is None:
+            assert self.network is not None
+            return inputs, self.network.outputs
+        return self.training.outputs, self.training.features
 
     def message(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Header and blobs of `prepare` and `explain`."""
         names = ("variant", "scenario", "threads", "model_privacy", "options")
-        assert self.network is not None
-        blobs = {"network": self.network.to_bytes(), "calibration": wire.array_to_bytes(self.calibration)}
-        return {"job": {name: getattr(self, name) for name in names}}, blobs
+        blobs = {"calibration": wire.array_to_bytes(self.calibration)}
+        header: dict[str, Any] = {"job": {name: getattr(self, name) for name in names}}
+        if self.network is not None:
+            blobs["network"] = self.network.to_bytes()
+        if self.training is not None:
+            header["training"] = asdict(self.training)
+        return header, blobs
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,7 @@ class OwnerReport(msgspec.Struct, frozen=True):
     """What `backends.api.Prepared` says beside the artifacts, with its types checked: a backend may get them wrong."""
 
     batch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    rounds: Annotated[int, msgspec.Meta(ge=1)] = 1
     parameters: dict[str, Any] = {}
     security: dict[str, Any] | None = None
     operations: dict[str, int] = {}
@@ -109,14 +129,25 @@ class Ledger:
         self.sizes: dict[str, int] = {}
         self.notes: dict[str, str] = {}
 
-    def add(self, role: Role, operation: str, cost: dict[str, Any], phase: Phase) -> None:
-        """cost: the header of the party's reply, see `backends.party`."""
+    def add(self, role: Role, operation: str, cost: dict[str, Any], phase: Phase, again: bool = False) -> None:
+        """cost: the header of the party's reply, see `backends.party`. again: in a further round of the same request, to
+        whose sample it is added."""
         stage = self.stages.setdefault((role, operation), Stage(role=role, name=operation, wall_s=[], cpu_s=[]))
-        if phase == "cold":
+        if again:
+            walls, cpus = stage.wall_s, stage.cpu_s
+            if not stage.round_wall_s:
+                stage.round_wall_s = walls[-1:]
+            stage.round_wall_s.append(cost["wall_s"])
+            if walls:
+                walls[-1] += cost["wall_s"]
+                cpus[-1] += cost["cpu_s"]
+        elif phase == "cold":
             stage.cold_wall_s = cost["wall_s"]
         elif phase == "warm-up":
             stage.warmup_wall_s.append(cost["wall_s"])
         else:
+            if stage.round_wall_s:
+                stage.round_wall_s.append(cost["wall_s"])
             stage.wall_s.append(cost["wall_s"])
             stage.cpu_s.append(cost["cpu_s"])
         stage.kept_rss_bytes = cost.get("kept_rss_bytes", stage.kept_rss_bytes)
@@ -126,8 +157,9 @@ class Ledger:
 
     def totals(self, stages: dict[str, tuple[Role, str, str]]) -> list[float]:
         """Wall seconds of each timed request over these stages."""
-        keys = ((role, operation) for role, operation, _ in stages.values())
-        walls = (self.stages[key].wall_s for key in keys if key in self.stages)
+        wanted = [(role, operation) for name, (role, operation, _) in stages.items() if name not in OPTIONAL]
+        wanted += [key for name in OPTIONAL if name in stages and (key := stages[name][:2]) in self.stages]
+        walls = (self.stages[key].wall_s for key in wanted)
         return [sum(request) for request in zip(*walls, strict=True)]
 
 
@@ -184,11 +216,12 @@ class Session:
         header: dict[str, Any] | None = None,
         /,
         phase: Phase = "sample",
+        again: bool = False,
         **blobs: bytes,
     ) -> wire.Message:
         """One operation of a party, with its cost in the ledger."""
         reply = party.call(operation, header, **blobs)
-        self.ledger.add(party.role, operation, reply.header, phase)
+        self.ledger.add(party.role, operation, reply.header, phase, again)
         return reply
 
     # -- what happens once -----------------------------------------------------------------------------------------
@@ -204,7 +237,7 @@ class Session:
         """The two artifacts and the report; the owner ends unless it has to encrypt the model later."""
         self.owner = self.start("owner")
         header, blobs = self.work.message()
-        prepared = self.call(self.owner, "prepare", header, phase="sample", **blobs)
+        prepared = self.call(self.owner, "prepare", header, phase="sample", again=False, **blobs)
         if self.work.model_privacy == "plain":
             self.owner.close()
         self.artifacts = {side: prepared.blobs[side] for side in ("client", "server")}
@@ -231,7 +264,7 @@ class Session:
         self.ledger.sizes |= {f"{name}_key_bytes": len(blob) for name, blob in self.keys.items()}
         progress("load keys")
         public = self.keys.pop("public", b"")  # for the owner alone
-        self.call(self.server, "load_keys", phase="sample", **self.keys)
+        self.call(self.server, "load_keys", phase="sample", again=False, **self.keys)
         if self.work.model_privacy == "encrypted":
             progress("encrypt model")
             assert self.owner is not None  # `prepare` left it for this
@@ -258,16 +291,23 @@ class Session:
     # -- what happens in every request -----------------------------------------------------------------------------
 
     def ask(self, images: np.ndarray, phase: Phase = "sample") -> np.ndarray:
-        """images: (1 … batch, channels, height, width) float32 in [0, 1] → logits (images, outputs): one round trip."""
+        """What `Client.encrypt` takes → what `Client.decrypt` returns: one round trip, or as many as the owner reported."""
         upload = self.request(images, phase)
         download = self.response(upload, phase)
-        logits = self.logits(download, phase)
-        self.ledger.sizes |= {"request_bytes": len(upload), "response_bytes": len(download)}
-        assert self.work.network is not None
-        expected = (len(images), self.work.network.outputs)
-        if logits.shape != expected or logits.dtype.kind not in "fiu":
-            raise TrialError("wrong", f"the client decrypted {logits.dtype} {logits.shape}, not real logits {expected}")
-        return logits
+        sizes = {"request_bytes": len(upload), "response_bytes": len(download)}
+        for number in range(1, self.report.rounds):
+            upload = self.refresh(download, phase, number)
+            download = self.response(upload, phase, again=True)
+            sizes["request_bytes"] += len(upload)
+            sizes["response_bytes"] += len(download)
+        result = self.logits(download, phase, again=self.report.rounds > 1)
+        self.ledger.sizes |= sizes
+        expected = self.work.result_shape(len(images))
+        if result.shape[-2:] != expected or result.dtype.kind not in "fiu":
+            raise TrialError(
+                "wrong", f"the client decrypted {result.dtype} {result.shape}, not real numbers {expected}"
+            )
+        return result
 
     def request(self, images: np.ndarray, phase: Phase = "sample", client: Party | None = None) -> bytes:
         client, data = client or self.client, wire.array_to_bytes(images)
@@ -276,14 +316,23 @@ class Session:
         self.call(client, "encrypt", phase=phase, images=data)
         return self.call(client, "serialise", phase=phase).blobs["message"]
 
-    def response(self, request: bytes, phase: Phase = "sample") -> bytes:
-        self.call(self.server, "deserialise", phase=phase, message=request)
-        self.call(self.server, "infer", phase=phase)
-        return self.call(self.server, "serialise", phase=phase).blobs["message"]
+    def response(self, request: bytes, phase: Phase = "sample", again: bool = False) -> bytes:
+        self.call(self.server, "deserialise", phase=phase, again=again, message=request)
+        self.call(self.server, "infer", phase=phase, again=again)
+        return self.call(self.server, "serialise", phase=phase, again=again).blobs["message"]
 
-    def logits(self, response: bytes, phase: Phase = "sample", client: Party | None = None) -> np.ndarray:
+    def refresh(self, response: bytes, phase: Phase, number: int) -> bytes:
+        """The request of a further round, from the response of the one before; number: of rounds before it."""
+        again = number > 1
+        self.call(self.client, "deserialise", phase=phase, again=again, message=response)
+        self.call(self.client, "refresh", phase=phase, again=again)
+        return self.call(self.client, "serialise", phase=phase, again=True).blobs["message"]
+
+    def logits(
+        self, response: bytes, phase: Phase = "sample", client: Party | None = None, again: bool = False
+    ) -> np.ndarray:
         client = client or self.client
-        self.call(client, "deserialise", phase=phase, message=response)
+        self.call(client, "deserialise", phase=phase, again=again, message=response)
         return wire.array_from_bytes(self.call(client, "decrypt", phase=phase).blobs["logits"])
 
 

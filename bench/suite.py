@@ -24,11 +24,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from backends.registry import Privacy, Scenario
+from backends.registry import Privacy, Scenario, Workload
 from bench.record import Count, Trial
 
 SUITES = Path(__file__).parent / "suites"
 SMALL_TRAINING_SPLIT = 5000  # images: the tasks that ``@small`` stands for
+USUAL_MODEL = {"inference": "fcnn", "train": "pixels"}
 
 
 class SuiteError(ValueError):
@@ -42,7 +43,8 @@ class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     backend: str | list[str] = "@all"
-    model: str | list[str] = "fcnn"
+    workload: Workload = "inference"
+    model: str | list[str] = ""
     task: str | list[str] = "@small"
     data: str | list[str] = []
     scenario: Scenario | list[Scenario] = "single-stream"
@@ -53,6 +55,9 @@ class Block(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=1e7)] = 600.0
     precision: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.05
     sampling_s: Annotated[float, msgspec.Meta(ge=0, le=1e7)] = 10.0
+    steps: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    rate: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.0
+    features: str = ""
 
 
 class Suite(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -88,7 +93,7 @@ def expand(
         tasks = [t for name in named for t in (small_tasks() if name == "@small" else [name])]
         axes = (
             tasks,
-            _list(block.model),
+            _list(block.model or ("files" if block.features else USUAL_MODEL[block.workload])),
             _list(block.scenario),
             _list(block.model_privacy),
             _list(block.threads),
@@ -107,6 +112,10 @@ def expand(
                 timeout_s=block.timeout_s,
                 precision=block.precision,
                 sampling_s=block.sampling_s,
+                workload=block.workload,
+                steps=block.steps,
+                rate=block.rate,
+                features=block.features,
             )
             trials[trial] = None
     return list(trials)

@@ -14,7 +14,7 @@ from backends.registry import resolve
 from bench import runner
 from bench.files import DISK_FULL, printable
 from bench.record import Record, Store, Trial
-from bench.runner import Subject
+from bench.runner import Subject, Workload
 from models import NetworkError, tasks, zoo
 from models.tasks import Dataset
 
@@ -58,11 +58,12 @@ def carry_out(
     Whatever goes wrong with one trial becomes its record; a full disk, which would go wrong with all, raises OSError.
     """
     info, _ = resolve(trial.backend)
-    if why := info.refuses(trial.scenario, trial.model_privacy):
+    wanted = trial.scenario, trial.model_privacy
+    if why := info.refuses(*wanted, workload=trial.workload):
         return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
     try:
-        given = subject(trial.task, trial.model, info.lowering, options.data_dir, progress, options.effort)
-        if why := info.refuses(trial.scenario, trial.model_privacy, (node.type for node in given.lowered.nodes)):
+        given = WORKLOADS[trial.workload](trial, options, progress)
+        if why := info.refuses(*wanted, operators=given.operators, workload=trial.workload):
             return runner.unmeasured(trial, "skipped", f"not supported by {trial.backend}: {why}", unsupported=True)
         if (key := runner.key(trial, given, info)) in finished:
             return key
@@ -76,6 +77,22 @@ def carry_out(
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise
         return runner.unmeasured(trial, "failed", printable(f"outside the parties: {_in_words(error)}"))
+
+
+def inference(trial: Trial, options: Options, progress: Report) -> Workload:
+    lowering = resolve(trial.backend)[0].lowering
+    return subject(trial.task, trial.model, lowering, options.data_dir, progress, options.effort)
+
+
+def train(trial: Trial, options: Options, progress: Report) -> Workload:
+    from bench.training import subject  # imports scikit-learn
+
+    progress(None, f"choosing steps and rate on the validation images of {trial.task}")
+    return subject(trial, options.data_dir)
+
+
+# What a trial may do: name → its data and networks. Each raises DataError, NetworkError.
+WORKLOADS: dict[str, Callable[[Trial, Options, Report], Workload]] = {"inference": inference, "train": train}
 
 
 def _in_words(error: Exception) -> str:

@@ -24,6 +24,7 @@ from backends import frames
 from backends.api import BackendError, MessageError, refusing
 from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
 
+LARGEST_RING_DIMENSION = 32768  # SEAL's own limit
 CONJUGATION = -1  # stands for the Galois element 2N − 1 in lists of rotations
 
 
@@ -319,9 +320,11 @@ class Seal:
 
     name = "ckks"
     first_is_largest = False
+    switching_bias = 0.0
 
     def admissible(self, parameters: Parameters) -> bool:
-        if max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits) > 60:
+        bits = max(parameters.first_bits, parameters.rescale_bits, parameters.special_bits)
+        if bits > 60 or parameters.digits or parameters.ring_dimension > LARGEST_RING_DIMENSION:
             return False
         try:
             return _context(parameters).parameters_set()

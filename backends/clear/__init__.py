@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from backends.api import Job, MessageError, Prepared
+from backends.clear import training
 from backends.wire import WireError, array_from_bytes, array_to_bytes
 from models.network import Network
 
 
 class Owner:
     def prepare(self, job: Job) -> Prepared:
+        if job.training is not None:
+            return training.prepare(job)
         batch = 256 if job.scenario == "offline" else 1
         return Prepared(client=b"", server=job.network.to_bytes(), batch=batch, notes={"layout": ["no encryption"]})
 
@@ -37,19 +40,21 @@ class Client:
 
 class Server:
     def load(self, artifact: bytes) -> None:
-        self._network = Network.from_bytes(artifact)
+        self._descent = training.Descent.of(artifact)
+        if not self._descent:
+            self._network = Network.from_bytes(artifact)
 
     def load_keys(self, keys: dict[str, bytes]) -> None:
         pass
 
     def deserialise(self, request: bytes) -> np.ndarray:
         images = _array(request)
-        if images.shape[1:] != self._network.input_shape:
+        if not self._descent and images.shape[1:] != self._network.input_shape:
             raise MessageError(f"a request holds images {self._network.input_shape}, not {images.shape[1:]}")
         return images
 
     def infer(self, ciphertexts: np.ndarray) -> np.ndarray:
-        return self._network.forward(ciphertexts)
+        return self._descent.weights(ciphertexts) if self._descent else self._network.forward(ciphertexts)
 
     def serialise(self, ciphertexts: np.ndarray) -> bytes:
         return array_to_bytes(ciphertexts)

@@ -53,8 +53,8 @@ def _scaling_bits(parameters: Parameters) -> int:
 
 
 def _digits(parameters: Parameters) -> int:
-    """One prime a digit, so that a single special prime suffices."""
-    return max(1, parameters.levels) + 1
+    """One prime a digit, unless asked for otherwise, so that a single special prime suffices."""
+    return parameters.digits or max(1, parameters.levels) + 1
 
 
 class OpenfheClient:
@@ -261,6 +261,7 @@ class Openfhe:
 
     name = "openfhe"
     first_is_largest = True
+    switching_bias = 0.5
 
     def admissible(self, parameters: Parameters) -> bool:
         if not 20 <= _scaling_bits(parameters) <= parameters.first_bits <= 60 or _scaling_bits(parameters) > 59:

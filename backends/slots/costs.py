@@ -44,6 +44,15 @@ COUNTED_AS = {
     "add_constant": "add_plain",
 }
 INTERNAL = ("rotate_many_call", "rotate_sum_call", "rotate_sum_input", "residues", "of_residues")
+KEY_SWITCHING = (
+    "relinearise",
+    "conjugate",
+    "rotate_many_call",
+    "rotate_many_step",
+    "rotate_sum_call",
+    "rotate_sum_input",
+    "rotate_sum_step",
+)
 
 
 def kernel_operations(kernel: Kernel, encrypted: bool = False) -> Counter[str]:
@@ -174,7 +183,23 @@ def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table
         fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
         return max(float(np.polyval(fit, primes)), values[-1])
 
-    return float(growth * sum(times * cost(primitive) for primitive, times in count.items() if times))
+    switching = _switching(primes, parameters)
+    return float(
+        growth
+        * sum(
+            times * cost(primitive) * (switching if primitive in KEY_SWITCHING else 1)
+            for primitive, times in count.items()
+            if times
+        )
+    )
+
+
+def _switching(primes: int, parameters: Parameters) -> float:
+    """What grouping the primes into digits leaves of the work of key switching: digits × all primes, special ones too."""
+    if not parameters.digits:
+        return 1.0
+    special = -(-(parameters.levels + 1) // parameters.digits)
+    return -(-primes // special) * (primes + special) / (primes * (primes + 1))
 
 
 def request_ms(ciphertexts: int, parameters: Parameters, table: dict[str, list[float]]) -> float:

@@ -24,7 +24,8 @@ class Parameters:
     ring_dimension: N; there are N/2 slots. first_bits: the prime that is never dropped. depth: number of products, one
     behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product, and of those
     that are `kept` beside the first one, for logits that need more bits than one prime has. special_bits: the key-switching
-    prime where the library lets it be chosen. input_scale_bits; weight_scale_bits: of the affine maps of each level.
+    prime where the library lets it be chosen; digits: of key switching, for a library that can group primes (0: each prime
+    is one). input_scale_bits; weight_scale_bits: of the affine maps of each level.
     """
 
     ring_dimension: int
@@ -36,6 +37,7 @@ class Parameters:
     weight_scale_bits: tuple[int, ...]
     primes_per_square: int = 1
     kept: int = 0
+    digits: int = 0
 
     @property
     def levels(self) -> int:
@@ -153,6 +155,7 @@ class Library(Protocol):
 
     name: str
     first_is_largest: bool  # whether no other prime of a fresh ciphertext may be larger than the first one
+    switching_bias: float  # mean rounding error of a coefficient by key switching: 0 if it rounds, 1/2 if it cuts off
 
     def admissible(self, parameters: Parameters) -> bool:
         """Whether the library can build these parameters at 128 bits."""

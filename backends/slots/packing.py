@@ -139,7 +139,7 @@ def _powers(n: int) -> list[int]:
     return [1 << k for k in range(n.bit_length())]
 
 
-def _folds(stride: int, period: int, radix: int) -> tuple[tuple[int, ...], ...]:
+def rotate_and_sum(stride: int, period: int, radix: int) -> tuple[tuple[int, ...], ...]:
     """Groups of rotations that sum all multiples of `stride` below `period`; each multiplies the reach by `radix`."""
     groups = []
     while stride < period:
@@ -204,7 +204,7 @@ def _copies(
         f"{chunks} × {width} {'complex ' if is_complex else ''}values, {blocks} rotated copies", False, real, imaginary
     )
     for baby, radix in product(_powers(offsets), radices):
-        folds = _folds(rows, blocks * width, radix)
+        folds = rotate_and_sum(rows, blocks * width, radix)
         yield _candidate(target, used, vector, baby, folds, slots, request, is_complex)
 
 
@@ -238,7 +238,7 @@ def _windows(
         kind = f"{chunks} × {blocks} inputs of each output{', two a slot' if is_complex else ''}"
         request = Input(kind, False, real.astype(np.int32), imaginary.astype(np.int32))
         for radix in radices if blocks > 1 else radices[:1]:
-            folds = _folds(rows, rows * blocks, radix)
+            folds = rotate_and_sum(rows, rows * blocks, radix)
             offsets = [(chunk, 0) for chunk in range(chunks)]
             yield _candidate(target, offsets, vector, 1, folds, slots, request, is_complex)
 
@@ -284,7 +284,7 @@ def middle_layer(
 
     used = [(0, e) for e in offsets]
     for baby, radix in product(_powers(reach), radices if rows < period else radices[:1]):
-        yield _candidate(target, used, vector, baby, _folds(rows, period, radix), slots)
+        yield _candidate(target, used, vector, baby, rotate_and_sum(rows, period, radix), slots)
 
 
 def last_layer(
@@ -307,7 +307,7 @@ def last_layer(
         vector[:outputs, 0] = bias
         return vector.reshape(slots)
 
-    for folds in [()] if client_adds else [_folds(1, period, radix) for radix in radices]:
+    for folds in [()] if client_adds else [rotate_and_sum(1, period, radix) for radix in radices]:
         kind = f"row by block, {'added up by the client' if client_adds else f'folds {[len(f) + 1 for f in folds]}'}"
         kernel = Kernel(kind, 0, (Term(0, 0, 0, 0),), np.zeros((0, slots)), folds)
         added = source.positions.tolist() if client_adds else [0]

@@ -56,7 +56,9 @@ def limbs(weights: np.ndarray, prime_bits: int) -> Limbs:
     Raises InexactError if not even limbs of one bit are.
     """
     if prime_bits not in PRIME_BITS:
-        raise InexactError(f"residue products take primes of {PRIME_BITS[0]} to {PRIME_BITS[-1]} bits, not {prime_bits}")
+        raise InexactError(
+            f"residue products take primes of {PRIME_BITS[0]} to {PRIME_BITS[-1]} bits, not {prime_bits}"
+        )
     magnitudes = np.abs(weights)
     if not np.array_equal(magnitudes, np.floor(magnitudes)):
         raise InexactError("weights of residue products are integers")

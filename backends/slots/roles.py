@@ -16,19 +16,24 @@ from backends.slots import batched, blocks, costs, execute, planner
 from backends.slots.explain import explain
 from backends.slots.library import Cipher, KeyRequest, Library, Parameters
 from backends.slots.plan import Plan
-from backends.variants import Variants
+from backends.slots.trainers import Trainer, TrainingClient, TrainingServer
+from backends.variants import TRAIN, Variants
 
 
 def variants(library: Library, folder: Path, *, hoisting: bool, naive: tuple[Callable, Callable, Callable]) -> Variants:
     """The variants of a backend of the packing engine; `naive` is the library's own way: owner, client and server."""
     owner = partial(SlotsOwner, library, folder, hoisting=hoisting)
     parties = (partial(SlotsClient, library), partial(SlotsServer, library))
+    trainer = partial(Trainer, library, folder, hoisting=hoisting)
+    trainers = (partial(TrainingClient, library), partial(TrainingServer, library))
     return {
         "": (owner, *parties),
         "upload": (partial(owner, objective="upload"), *parties),
         "memory": (partial(owner, objective="memory"), *parties),
         "logits": (partial(owner, client_adds=False), *parties),
         "naive": naive,
+        TRAIN: (partial(trainer, refresh=False), *trainers),
+        TRAIN + "refresh": (partial(trainer, refresh=True), *trainers),
     }
 
 

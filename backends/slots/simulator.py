@@ -37,9 +37,11 @@ class Simulator:
 
     name = "simulator"
     first_is_largest = False
+    switching_bias = 0.0
 
-    def __init__(self, noise_of: int = 0, library: Library | None = None) -> None:
-        """noise_of: ring dimension. library: whose public-key encryption is simulated."""
+    def __init__(self, noise_of: int = 0, library: Library | None = None, switching_bias: float = 0.0) -> None:
+        """noise_of: ring dimension. library: whose public-key encryption is simulated. switching_bias: see `Library`."""
+        self._switching_bias = switching_bias
         self._noise_of, self._random = noise_of, np.random.default_rng(0)
         self._library = library or self
         self._keys: set[int] = set()
@@ -187,8 +189,13 @@ class Simulator:
         and its rounding."""
         parameters = self._parameters
         digits = self.moduli(parameters)[: parameters.levels + 1 - a.level]
-        errors = sum((digit / 2.0**parameters.special_bits) ** 2 for digit in digits) * self._noise_of / 12
-        return self._noisy(a.values, a.scale, math.hypot(self._rounding, ERROR_STDDEV * math.sqrt(errors)))
+        # a digit of several primes has special primes of its size
+        ratios = (
+            [digit / 2.0**parameters.special_bits for digit in digits] if not parameters.digits else [1.0] * len(digits)
+        )
+        errors = sum(ratio**2 for ratio in ratios) * self._noise_of / 12
+        noisy = self._noisy(a.values, a.scale, math.hypot(self._rounding, ERROR_STDDEV * math.sqrt(errors)))
+        return noisy + _biased(len(noisy), self._switching_bias) / a.scale if self._switching_bias else noisy
 
     def _rounded(self, values: np.ndarray, scale: float) -> np.ndarray:
         """Encoding, exactly: independent errors would be too good for a vector with few values, all coefficients of whose
@@ -213,6 +220,18 @@ class Simulator:
             + noise
             + (1j * self._random.normal(scale=stddev, size=values.shape) if np.iscomplexobj(values) else 0)
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _biased(slots: int, bias: float) -> np.ndarray:
+    """What a mean rounding error of all coefficients of the second polynomial makes of the slots.
+
+    Σ bias·X^i = 2·bias/(1 − X) times the secret, the parts of whose value at a root have a variance of N/3: three standard
+    deviations of it. It stands almost alone in slot 0, whose root is next to 1.
+    """
+    powers, _ = _embedding(slots)
+    root = np.exp(1j * np.pi * (2 * powers + 1) / (2 * slots))
+    return np.abs(2 * bias / (1 - root)) * 3 * np.sqrt(2 * slots / 3)
 
 
 @functools.lru_cache(maxsize=4)

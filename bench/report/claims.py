@@ -74,6 +74,8 @@ def ours(claim: Claim, trials: list[Trial]) -> tuple[float, Trial] | None:
 
 
 def _same_work(claim: Claim, trial: Trial) -> bool:
+    if trial.get("workload", "inference") != claim.ours.get("workload", "inference"):
+        return False
     known = trial | {"lowering": json.loads(trial.get("network") or "{}").get("lowering")}
     if not catalogue.preset(claim.ours.get("model", "")):  # a model stands for all its presets
         known["model"] = catalogue.base(trial["model"])

@@ -36,7 +36,7 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "
 STAGE_LOOKS = {
     "encode": ("client-4", "++++"), "encrypt": ("client-1", "////"), "serialise_request": ("client-2", "...."),
     "deserialise_request": ("server-1", ""), "infer": ("server-2", ""), "serialise_response": ("server-3", ""),
-    "deserialise_response": ("client-3", "xxxx"), "decrypt": ("client-4", "\\\\\\\\"),
+    "deserialise_response": ("client-3", "xxxx"), "decrypt": ("client-4", "\\\\\\\\"), "refresh": ("client-4", "oooo"),
 }  # fmt: skip
 WIDTH_IN = 6.9  # both columns of a paper
 
@@ -84,7 +84,7 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     values, colours = values_of(trials), _colours()
     panels: dict[tuple[str, str, str], list[Trial]] = {}
     for trial in trials:
-        panels.setdefault((trial["task"], trial["scenario"], trial["model_privacy"]), []).append(trial)
+        panels.setdefault((trial["task"], _kind(trial), trial["model_privacy"]), []).append(trial)
     rows = (len(panels) + 1) // 2
     figure, grid = plt.subplots(
         rows, min(2, len(panels)), figsize=(WIDTH_IN, 2.6 * rows), squeeze=False, layout="constrained"
@@ -140,6 +140,10 @@ def _pareto(trials: list[Trial], markers: dict[str, dict]) -> Figure | None:
     ]
     figure.legend(handles=entries, loc="outside upper center", ncols=6, frameon=False)
     return figure
+
+
+def _kind(trial: Trial) -> str:
+    return trial["scenario"] if trial["workload"] == "inference" else trial["workload"]
 
 
 def _frontier(trials: list[Trial]) -> list[tuple[float, float]]:

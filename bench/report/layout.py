@@ -15,6 +15,7 @@ AXES = (
     "backend",
     "model",
     "task",
+    "workload",
     "scenario",
     "model_privacy",
     "threads",

@@ -103,5 +103,5 @@ def _machines(records: list[Record], compared: bool) -> list[str]:
 def _order(record: Record) -> tuple[object, ...]:
     """By the work done, so that what can be compared stands together; the clear network, the reference, first."""
     trial = record.trial
-    work = trial.task, trial.model, trial.scenario, trial.model_privacy
+    work = trial.workload != "inference", trial.task, trial.model, trial.scenario, trial.model_privacy
     return *work, trial.backend != CLEAR, trial.backend, record.started_at, record.key

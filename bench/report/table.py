@@ -90,6 +90,8 @@ def _columns() -> dict[str, Column]:
         "backend": Column("", "backend, or backend:variant"),
         "model": Column("", "network architecture"),
         "task": Column("", "MedMNIST task, or digits"),
+        "workload": Column("", "inference, or train: logistic regression on encrypted features and labels"),
+        "steps": Column("steps", "of the descent of a training; empty: chosen on the validation images"),
         "scenario": Column("", "single-stream: one image a request; offline: as many as the backend packs best"),
         "model_privacy": Column("", "plain: the server reads the weights; encrypted: it sees only ciphertexts of them"),
         "status": Column("", "ok, failed, timeout, oom (out of memory), insecure, wrong or skipped"),
@@ -241,6 +243,8 @@ def row(record: Record, bandwidth_bit_per_s: float | None = None) -> dict[str, A
         "backend": trial.backend,
         "model": trial.model,
         "task": trial.task,
+        "workload": trial.workload,
+        "steps": trial.steps or None,
         "scenario": trial.scenario,
         "model_privacy": trial.model_privacy,
         "status": record.status,
@@ -381,7 +385,8 @@ def totals(record: Record, stages: Mapping[str, tuple[str, str, str]]) -> list[f
     """Wall seconds of each request over `stages`; empty if a stage is missing or was not timed in every request."""
     found = {prefix: record.stage(role, name) for prefix, (role, name, _) in stages.items()}
     timed = [stage for stage in found.values() if stage]
-    if any(found[prefix] is None for prefix in stages.keys() - OPTIONAL) or len({len(stage.wall_s) for stage in timed}) > 1:
+    lacking = any(stage is None and prefix not in OPTIONAL for prefix, stage in found.items())
+    if lacking or len({len(stage.wall_s) for stage in timed}) > 1:
         return []
     return [sum(request) for request in zip(*(stage.wall_s for stage in timed), strict=True)]
 

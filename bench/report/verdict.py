@@ -18,7 +18,11 @@ Figures = dict[str, Any]
 Values = dict[str, float]  # by backend, within one comparison
 ACCURACY = "accuracy_encrypted"
 NAMED = 3  # of those behind the first; and the last
-HEADLINE = {"scenario": "single-stream", "model_privacy": "plain"}  # what is ranked, if two trials or more are so
+HEADLINE = {
+    "workload": "inference",
+    "scenario": "single-stream",
+    "model_privacy": "plain",
+}  # what is ranked, if two trials or more are so
 
 
 def verdict(trials: list[Figures]) -> list[str]:
@@ -32,7 +36,7 @@ def verdict(trials: list[Figures]) -> list[str]:
     if len({t["backend"] for t in encrypted}) == 1:
         return [_alone(encrypted)]
     for axis, wanted in HEADLINE.items():
-        usual = [t for t in encrypted if t[axis] == wanted]
+        usual = [t for t in encrypted if t.get(axis, wanted) == wanted]
         encrypted = usual if len({t["backend"] for t in usual}) > 1 else encrypted
     sentences = [
         _cheapest(encrypted, "server_wall_s_median", "s", "Fastest on the server", "as long"),
@@ -91,7 +95,7 @@ def _most_accurate(trials: list[Figures]) -> str:
 def _work(trial: Figures, column: str) -> tuple[str, ...]:
     """What must be equal for a comparison of this column to be fair. Costs are those of one request: only accuracy
     depends on which images were asked for."""
-    names: tuple[str, ...] = ("task", "scenario", "model_privacy", "threads", "host")
+    names: tuple[str, ...] = ("task", "workload", "scenario", "model_privacy", "threads", "host")
     names += ("images_asked", "seed") if column == ACCURACY else ()
     return tuple(str(trial.get(name)) for name in names)
 
