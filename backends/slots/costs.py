@@ -7,12 +7,12 @@ chosen everywhere; ``bench explain`` shows predicted beside measured time.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,7 @@ def milliseconds(count: Counter[str], primes: int, parameters: Parameters, table
         values = table.get(primitive) or table[LIKE[primitive]]
         if primes <= len(values):
             return values[primes - 1]
-        fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
-        return max(float(np.polyval(fit, primes)), values[-1])
+        return _extrapolated(tuple(values), primes)
 
     switching = _switching(primes, parameters)
     return float(
@@ -200,6 +199,12 @@ def _switching(primes: int, parameters: Parameters) -> float:
         return 1.0
     special = -(-(parameters.levels + 1) // parameters.digits)
     return -(-primes // special) * (primes + special) / (primes * (primes + 1))
+
+
+@functools.lru_cache(maxsize=4096)
+def _extrapolated(values: tuple[float, ...], primes: int) -> float:
+    fit = np.polyfit(range(1, len(values) + 1), values, min(2, len(values) - 1))  # key switching is quadratic
+    return max(float(np.polyval(fit, primes)), values[-1])
 
 
 def request_ms(ciphertexts: int, parameters: Parameters, table: dict[str, list[float]]) -> float:
@@ -253,8 +258,8 @@ def _measure(library: Library, parameters: Parameters, repetitions: int) -> dict
 
     add = ms(lambda: e.add(a, b))
     dot1, dot9 = ms(lambda: e.dot([a], [plain])), ms(lambda: e.dot([a] * 9, [plain] * 9))
-    sum1, sum9 = (ms(partial(e.weighted_sum, [a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
-    product1, product9 = (ms(partial(e.dot_ciphers, [a] * n, [b] * n)) for n in (1, 9))
+    sum1, sum9 = (ms(functools.partial(e.weighted_sum, [a] * n, [0.5] * n, 2.0**18, 0)) for n in (1, 9))
+    product1, product9 = (ms(functools.partial(e.dot_ciphers, [a] * n, [b] * n)) for n in (1, 9))
     many1, many4 = ms(lambda: e.rotate_many(a, [1])), ms(lambda: e.rotate_many(a, [1, 2, 3, 4]))
     one = ms(lambda: e.rotate_sum([(a, 1)]))
     four_steps = ms(lambda: e.rotate_sum([(a, 1), (a, 2), (a, 3), (a, 4)]))

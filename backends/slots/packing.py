@@ -271,16 +271,20 @@ def middle_layer(
     if max(rows, period) > slots:
         return
     reach = min(rows, period)
-    outputs, inputs = matrix.nonzero()
-    offsets = np.unique((source.positions[inputs] - target.positions[outputs]) % reach).tolist() or [0]
+    entries = matrix.tocoo()
+    used = entries.data != 0
+    outputs, inputs, weights = entries.row[used], entries.col[used], entries.data[used]
+    to, of = target.positions[outputs], source.positions[inputs]
+    offset = (of - to) % reach
+    offsets = np.unique(offset).tolist() or [0]
     if len(offsets) > MAX_OFFSETS:
         return
-    weight = np.zeros((rows, period))
-    weight[target.positions[outputs], source.positions[inputs]] = np.asarray(matrix[outputs, inputs]).reshape(-1)
-    t = np.arange(slots)
 
-    def vector(_: int, e: int) -> np.ndarray:
-        return weight[t % rows, (t + e) % period]
+    def vector(_: int, e: int) -> np.ndarray:  # from the weights that there are: a dense matrix a candidate takes gigabytes
+        here = offset == e
+        diagonal = np.zeros(max(rows, period))
+        diagonal[to[here] if rows >= period else (of[here] - e) % period] = weights[here]
+        return np.tile(diagonal, slots // len(diagonal))
 
     used = [(0, e) for e in offsets]
     for baby, radix in product(_powers(reach), radices if rows < period else radices[:1]):

@@ -70,6 +70,8 @@ def plan(
             continue  # it would be the same layout again
         stddevs = [library.public_stddev(ring_dimension, primes * i) for i in range(len(terms))] if model_encrypted else []
         precision = Precision(ring_dimension, terms, primes, stddevs, offline, library.first_is_largest, kept)
+        if not any(precision.admitted(bits, library) for bits in range(MINIMUM_BITS, MAXIMUM_BITS + 1)):
+            continue  # the ring does not hold so many products, however they are laid out
         if offline:
             layout = batched(blocks, precision)
         else:
@@ -404,6 +406,16 @@ class Precision:
             kept=self.kept,
         )
 
+    def admissible(self, scales: Scales, library: Library) -> bool:
+        parameters = self.parameters(scales)
+        positive = min(parameters.input_scale_bits, *parameters.weight_scale_bits, *scales.states) > 0
+        return positive and library.admissible(parameters)
+
+    def admitted(self, bits: int, library: Library) -> Scales | None:
+        """The scales for so many bits that the library can have at 128 bits of security; None if there are none."""
+        found = (self.scales(bits, extra) for extra in range(MAX_EXTRA_STATE_BITS))
+        return next((scales for scales in found if self.admissible(scales, library)), None)
+
 
 @dataclass(frozen=True)
 class Scales:
@@ -453,12 +465,7 @@ def _smallest(
         return simulated_error(candidate(scales), blocks, calibration[:images], library)
 
     def admissible(scales: Scales) -> bool:
-        parameters = precision.parameters(scales)
-        positive = min(parameters.input_scale_bits, *parameters.weight_scale_bits, *scales.states) > 0
-        return positive and library.admissible(parameters)
-
-    def admitted(bits: int) -> Scales | None:
-        return next(filter(admissible, (precision.scales(bits, extra) for extra in range(MAX_EXTRA_STATE_BITS))), None)
+        return precision.admissible(scales, library)
 
     target = BATCH_TARGET_LOGIT_ERROR if precision.batched else TARGET_LOGIT_ERROR
     missing = math.log2(max(error(precision.scales(FIRST_GUESS_BITS)), 1e-9) / target)
@@ -466,7 +473,7 @@ def _smallest(
     while bits < MAXIMUM_BITS and error(precision.scales(bits)) > target:
         bits += 1
     for fewer in range(bits, max(MINIMUM_BITS, bits - 2) - 1, -1):
-        scales = admitted(fewer)
+        scales = precision.admitted(fewer, library)
         if scales is None:
             continue
         if fewer == bits:
