@@ -132,7 +132,7 @@ def test_a_plan_computes_its_convolutions(depth: int, mode: str, seed: int) -> N
     flat = images.reshape(len(images), -1)
     blocks = from_network(network, images)
     scenario = mode if mode == "offline" else "single-stream"
-    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
+    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, model_encrypted=mode == "encrypted")
     assert plan.model_encrypted == (mode == "encrypted")
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
 
@@ -145,7 +145,7 @@ def test_a_plan_computes_its_graph(depth: int, mode: str, seed: int) -> None:
     flat = images.reshape(len(images), -1)
     blocks = from_network(network, images)
     scenario = mode if mode == "offline" else "single-stream"
-    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, encrypted=mode == "encrypted")
+    plan = planner.plan(blocks, Simulator(), COSTS, flat, scenario=scenario, model_encrypted=mode == "encrypted")
     np.testing.assert_allclose(simulated(plan, flat), network.forward(images), atol=1e-9 * blocks.output_scale)
     assert_counts(plan, flat)
 
