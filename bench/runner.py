@@ -23,7 +23,7 @@ from bench import conditions, machine, metrics, sampling
 from bench.machine import available_threads
 from bench.process import TrialError
 from bench.record import Outputs, Record, SamplingEnd, Status, Trial
-from bench.session import REQUEST, SERVER_REQUEST, Ledger, OwnerReport, Phase, Place, Session, Work
+from bench.session import REQUEST, SERVER_REQUEST, Ledger, OwnerReport, Phase, Place, Session, TrainingWork, Work
 from models.network import Network
 from models.tasks import Dataset, Task, normalise
 
@@ -51,7 +51,7 @@ class Workload(Protocol):
     def identity(self) -> dict[str, Any]:
         """Digests of data and networks: what the name of a record depends on."""
 
-    def work(self, trial: Trial) -> Work:
+    def work(self, trial: Trial) -> Work | TrainingWork:
         """What is asked of the backend."""
 
     def requests(self, trial: Trial, batch: int) -> list[Request]:

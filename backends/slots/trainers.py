@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backends import frames, security
-from backends.api import BackendError, Job, Prepared, checked_examples, refusing
+from backends.api import BackendError, Prepared, TrainingJob, checked_examples, refusing
 from backends.slots import costs, training
 from backends.slots.library import Cipher, Library
 from backends.slots.training import Circuit, Descent, Program
@@ -27,10 +27,9 @@ class Trainer:
         self._library, self._refresh, self._hoisting = library, refresh, hoisting
         self._costs = costs.load(folder)
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: TrainingJob) -> Prepared:
         if job.model_privacy != "plain":
             raise BackendError("a model that is trained on ciphertexts is encrypted anyway; use --model-privacy plain")
-        assert job.training is not None
         circuit = training.plan(
             job.training, self._library, self._costs, refresh=self._refresh, hoisting=self._hoisting
         )

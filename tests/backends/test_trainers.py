@@ -19,7 +19,7 @@ from backends.slots import costs, training
 from backends.slots.library import Parameters
 from backends.slots.simulator import Simulator
 from bench.process import TrialError
-from bench.session import Place, Session, Work
+from bench.session import Place, Session, TrainingWork
 from models import regression
 
 LIBRARIES = ("ckks", "openfhe")
@@ -154,8 +154,7 @@ def test_the_slope_is_sums_and_squares(degree):
 
 
 def session(tmp_path: Path, spec: str, t: Training) -> Session:
-    backend, variant = resolve(spec)
-    work = Work(backend, variant, None, np.zeros((0, 1, 28, 28), np.float32), training=t)
+    work = TrainingWork(*resolve(spec), t)
     return Session(work, Place(tmp_path / "party", time.monotonic() + 300))
 
 
@@ -196,8 +195,7 @@ def test_the_server_receives_no_example(tmp_path, spec):
     """Nothing that is sent to it holds a number of an example, and what depends on examples looks like noise."""
     t = Training(40, 4, 1, 3, 1.0)
     x, y = examples(t.rows, t.features, t.outputs)
-    backend, variant = resolve(spec)
-    work = Work(backend, variant, None, np.zeros((0, 1, 28, 28), np.float32), training=t)
+    work = TrainingWork(*resolve(spec), t)
     with Listening(work, Place(tmp_path / "party", time.monotonic() + 300)) as s:
         s.prepare()
         s.open()
