@@ -72,6 +72,31 @@ def test_every_circuit_descends_as_in_the_clear(
     assert np.allclose(weights, in_the_clear(t, x, y)[-1], atol=1e-9)
 
 
+@pytest.mark.parametrize(("features", "steps", "degree"), [(1, 12, 3), (4, 9, 3), (7, 11, 5), (11, 7, 3)])
+def test_circuits_that_bootstrap_descend_as_in_the_clear(features, steps, degree):
+    """Exactly, without noise; the simulator refuses what has no period or no levels left."""
+    t, width = Training(90, features, 2, steps, 1.5, degree), training.power_of_two(features)
+    depth = training.bootstrapping_levels(degree)
+    parameters = Parameters(1024, 60, 53, depth, 60, 53, (), digits=3, bootstrap_slots=width)
+    circuit, simulator = training.Circuit(t, parameters, width), Simulator()
+    x, y = examples(t.rows, features, t.outputs)
+    assert np.allclose(training.train(circuit, simulator, x, y), in_the_clear(t, x, y)[-1], atol=1e-9)
+    tally = training.price(circuit, dict.fromkeys(PRIMITIVES, [1.0])).operations
+    assert simulator.counts["bootstrap"] == tally["bootstrap"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_bootstrapped_weights_are_those_in_the_clear():
+    library, table = library_of("openfhe")
+    t = Training(40, 6, 1, 7, 1.0)
+    circuit = training.plan(t, library, table, bootstrap=True, hoisting=True)
+    description = library.describe(circuit.parameters)
+    assert description["secret_weight"] == 192 and security.ckks(description)["bits"] == 128
+    x, y = examples(t.rows, t.features, t.outputs)
+    assert np.abs(training.train(circuit, library, x, y) - in_the_clear(t, x, y)[-1]).max() < LIMIT
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize(("refresh", "steps", "degree"), [(True, 4, 3), (True, 3, 5), (False, 2, 3)])
 def test_encrypted_weights_are_those_in_the_clear(name, refresh, steps, degree):
@@ -80,7 +105,8 @@ def test_encrypted_weights_are_those_in_the_clear(name, refresh, steps, degree):
     circuit = training.plan(t, library, table, refresh=refresh, hoisting=name == "openfhe")
     x, y = examples(t.rows, t.features, t.outputs, steps)
     assert np.abs(training.train(circuit, library, x, y) - in_the_clear(t, x, y)[-1]).max() < LIMIT
-    assert security.ckks(library.describe(circuit.parameters))["bits"] >= 128
+    description = library.describe(circuit.parameters)
+    assert security.ckks(description)["bits"] >= 128 and "secret_weight" not in description
 
 
 @pytest.mark.slow
