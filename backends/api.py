@@ -92,9 +92,9 @@ def checked_examples(examples: np.ndarray, training: Training) -> tuple[np.ndarr
 
 @dataclass(frozen=True)
 class Job:
-    """What the owner is asked to prepare: inference with a network or, if there is a `training`, that.
+    """What the owner is asked to prepare: inference with a network.
 
-    network: in the lowering that ``backend.toml`` names; no implementation of training may read it.
+    network: in the lowering that ``backend.toml`` names.
     variant: "" or one of the variants of ``backend.toml``.
     scenario: ``single-stream`` (one image a request) or ``offline`` (as many images as the backend packs best).
     threads: cores that each party may use.
@@ -110,7 +110,16 @@ class Job:
     model_privacy: str = "plain"
     calibration: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 28, 28), np.float32))
     options: dict[str, Any] = field(default_factory=dict)
-    training: Training | None = None
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What the owner is asked to prepare where ``backend.toml`` names the workload ``train``. The others as of `Job`."""
+
+    training: Training
+    variant: str = ""
+    threads: int = 1
+    model_privacy: str = "plain"
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,9 @@ class Prepared:
 
 
 class Owner(Protocol):
-    def prepare(self, job: Job) -> Prepared:
-        """Compiles or encodes the network. Raises BackendError, InsecureError."""
+    def prepare(self, job: Any) -> Prepared:
+        """Compiles or encodes the network of a `Job`, or plans a `TrainingJob` if the backend trains. Raises BackendError,
+        InsecureError."""
 
     def encrypt_model(self, public_key: bytes) -> bytes:
         """The weights of the prepared network, encrypted under the client's key named ``public``. Called only if

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -68,13 +68,11 @@ class Role:
         return lambda: wire.Message({"explanation": self._target.explain(job)})
 
     @staticmethod
-    def _job(header: dict[str, Any], blobs: dict[str, bytes]) -> api.Job:
-        return api.Job(
-            network=Network.from_bytes(blobs["network"]) if "training" not in header else cast(Network, None),
-            calibration=wire.array_from_bytes(blobs["calibration"]),
-            training=api.Training(**header["training"]) if "training" in header else None,
-            **header["job"],
-        )
+    def _job(header: dict[str, Any], blobs: dict[str, bytes]) -> api.Job | api.TrainingJob:
+        if "training" in header:
+            return api.TrainingJob(api.Training(**header["training"]), **header["job"])
+        network, calibration = Network.from_bytes(blobs["network"]), wire.array_from_bytes(blobs["calibration"])
+        return api.Job(network, calibration=calibration, **header["job"])
 
     @staticmethod
     def _prepared(p: api.Prepared) -> wire.Message:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from backends import frames
-from backends.api import BackendError, Job, MessageError, Prepared
+from backends.api import BackendError, Job, MessageError, Prepared, TrainingJob
 
 Variants = dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]  # name → owner, client, server
 
@@ -19,7 +19,7 @@ class VariantOwner:
     def __init__(self, variants: Variants) -> None:
         self._variants = variants
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: Job | TrainingJob) -> Prepared:
         name = self._name(job)
         self._implementation = self._variants[name][0]()
         prepared = self._implementation.prepare(job)
@@ -39,9 +39,9 @@ class VariantOwner:
             raise BackendError("this variant has no plan to explain; choose the default one")
         return owner.explain(job)
 
-    def _name(self, job: Job) -> str:
+    def _name(self, job: Job | TrainingJob) -> str:
         """Raises BackendError for a variant that does not do this work."""
-        prefix = TRAIN if job.training else ""
+        prefix = TRAIN if isinstance(job, TrainingJob) else ""
         if prefix + job.variant not in self._variants:
             fitting = [name.removeprefix(prefix) for name in self._variants if name.startswith(TRAIN) == bool(prefix)]
             raise BackendError(

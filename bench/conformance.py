@@ -139,9 +139,8 @@ class Deployment(Session):
 
     @property
     def network(self) -> Network:
-        network = self.work.network
-        assert network is not None
-        return network
+        assert isinstance(self.work, Work) and self.work.network is not None
+        return self.work.network
 
     def with_server(self, server: Party) -> Deployment:
         """The same client with another server."""

@@ -25,7 +25,7 @@ from bench.files import printable
 from bench.machine import available_threads
 from bench.process import TrialError
 from bench.record import Outputs, Record, SamplingEnd, Status, Trial
-from bench.session import REQUEST, SERVER_REQUEST, Ledger, OwnerReport, Phase, Place, Session, Work
+from bench.session import REQUEST, SERVER_REQUEST, Ledger, OwnerReport, Phase, Place, Session, TrainingWork, Work
 from models.encoder import Encoder
 from models.network import Network, Polynomial
 from models.tasks import Dataset, Task, normalise
@@ -54,7 +54,7 @@ class Workload(Protocol):
     def identity(self) -> dict[str, Any]:
         """Digests of data and networks: what the name of a record depends on."""
 
-    def work(self, trial: Trial) -> Work:
+    def work(self, trial: Trial) -> Work | TrainingWork:
         """What is asked of the backend."""
 
     def requests(self, trial: Trial, batch: int) -> list[Request]:

@@ -63,8 +63,8 @@ Own = TypeVar("Own", bound="Session")
 class Work:
     """What a backend shall do: `backends.api.Job`, and which of its variants shall do it.
 
-    calibration: images (n, channels, height, width) float32 in [0, 1] or, with an encoder, their latents.
-    encoder: what the client makes latents of images with; None: the network reads images.
+    network: None while there is none to ask about. calibration: images (n, channels, height, width) float32 in [0, 1] or,
+    with an encoder, their latents. encoder: what the client makes latents of images with; None: the network reads images.
     """
 
     backend: BackendInfo
@@ -75,27 +75,39 @@ class Work:
     threads: int = 1
     model_privacy: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
-    training: Training | None = None
     encoder: Encoder | None = None
 
-    def result_shape(self, inputs: int) -> tuple[int, ...]:
-        """Of what the client decrypts for a request of so many inputs: logits of each or, of a training, weights of an
-        output (after each of any number of steps)."""
-        if self.training is None:
-            assert self.network is not None
-            return inputs, self.network.outputs
-        return self.training.outputs, self.training.features
+    def result_shape(self, inputs: int) -> tuple[int, int]:
+        """Of what the client decrypts for a request of so many inputs: logits of each."""
+        assert self.network is not None
+        return inputs, self.network.outputs
 
     def message(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Header and blobs of `prepare` and `explain`."""
         names = ("variant", "scenario", "threads", "model_privacy", "options")
-        blobs = {"calibration": wire.array_to_bytes(self.calibration)}
-        header: dict[str, Any] = {"job": {name: getattr(self, name) for name in names}}
-        if self.network is not None:
-            blobs["network"] = self.network.to_bytes()
-        if self.training is not None:
-            header["training"] = asdict(self.training)
-        return header, blobs
+        assert self.network is not None
+        blobs = {"network": self.network.to_bytes(), "calibration": wire.array_to_bytes(self.calibration)}
+        return {"job": {name: getattr(self, name) for name in names}}, blobs
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """`Work` of the workload ``train``: `backends.api.TrainingJob`."""
+
+    backend: BackendInfo
+    variant: str
+    training: Training
+    threads: int = 1
+    model_privacy: str = "plain"
+    encoder: Encoder | None = None  # features are made before the session
+
+    def result_shape(self, inputs: int) -> tuple[int, int]:
+        """Weights of each output; before it stands any number of steps."""
+        return self.training.outputs, self.training.features
+
+    def message(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        job = {name: getattr(self, name) for name in ("variant", "threads", "model_privacy")}
+        return {"job": job, "training": asdict(self.training)}, {}
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ class Session:
     and `logits`. As a context manager it ends all its parties. Every method raises TrialError.
     """
 
-    def __init__(self, work: Work, place: Place, ledger: Ledger | None = None) -> None:
+    def __init__(self, work: Work | TrainingWork, place: Place, ledger: Ledger | None = None) -> None:
         self.work, self.ledger, self.report = work, ledger or Ledger(), OwnerReport()
         self._place, self._parties = place, ExitStack()
         self.owner: Party | None = None

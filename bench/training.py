@@ -20,7 +20,7 @@ from backends.registry import resolve
 from bench import metrics, runner
 from bench.record import Outputs, Trial
 from bench.runner import Request
-from bench.session import Work
+from bench.session import TrainingWork
 from models import features, regression, tasks
 from models.features import Features
 from models.tasks import DataError, Task
@@ -38,17 +38,8 @@ class TrainingSubject:
     def identity(self) -> dict[str, Any]:
         return {"data": self.features.digest, "networks": dataclasses.asdict(self.training)}
 
-    def work(self, trial: Trial) -> Work:
-        backend, variant = resolve(trial.backend)
-        return Work(
-            backend=backend,
-            variant=variant,
-            network=None,
-            calibration=np.zeros((0, *self.task.input_shape), np.float32),
-            threads=trial.threads,
-            model_privacy=trial.model_privacy,
-            training=self.training,
-        )
+    def work(self, trial: Trial) -> TrainingWork:
+        return TrainingWork(*resolve(trial.backend), self.training, trial.threads, trial.model_privacy)
 
     def requests(self, trial: Trial, batch: int) -> list[Request]:
         """One: a training is its own warm-up."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends.api import Job, MessageError, Prepared
+from backends.api import Job, MessageError, Prepared, TrainingJob
 from backends.clear import training
 from backends.wire import WireError, array_from_bytes, array_to_bytes
 from models.network import Network
 
 
 class Owner:
-    def prepare(self, job: Job) -> Prepared:
-        if job.training is not None:
+    def prepare(self, job: Job | TrainingJob) -> Prepared:
+        if isinstance(job, TrainingJob):
             return training.prepare(job)
         batch = 256 if job.scenario == "offline" else 1
         return Prepared(client=b"", server=job.network.to_bytes(), batch=batch, notes={"layout": ["no encryption"]})

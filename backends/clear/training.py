@@ -7,15 +7,14 @@ import json
 
 import numpy as np
 
-from backends.api import Job, Prepared, Training, checked_examples
+from backends.api import Prepared, Training, TrainingJob, checked_examples
 from models import regression
 
 _MARK = b"training "  # no network begins so
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: TrainingJob) -> Prepared:
     """The variant ``polynomial`` descends with the sigmoid's polynomial that encrypted training has, not the sigmoid."""
-    assert job.training is not None
     values = dataclasses.asdict(job.training), job.variant == "polynomial"
     server = _MARK + json.dumps(values).encode()
     return Prepared(client=b"", server=server, batch=job.training.rows, notes={"layout": ["no encryption"]})

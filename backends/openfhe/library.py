@@ -20,10 +20,13 @@ import openfhe
 from backends import frames
 from backends.api import refusing
 from backends.openfhe.ciphertexts import Ciphertexts, find_members, moduli
-from backends.slots.library import Cipher, KeyRequest, Parameters, Plain
+from backends.slots.library import BOOTSTRAP_LEVELS, Cipher, KeyRequest, Parameters, Plain
 
 SECRETS = ("Gaussian", "uniform ternary", "sparse ternary", "sparse encapsulated")  # OpenFHE's SecretKeyDist, in order
 ERROR_STDDEV = 3.19  # OpenFHE's default, read back in `describe`
+LEVEL_BUDGET = [1, 1]  # of a bootstrapping's two linear transforms
+BABY_STEPS = [4, 4]  # of them: few keys, which are most of the memory
+BOOTSTRAPPING = (openfhe.PKESchemeFeature.ADVANCEDSHE, openfhe.PKESchemeFeature.FHE)
 FEATURES = (openfhe.PKESchemeFeature.PKE, openfhe.PKESchemeFeature.KEYSWITCH, openfhe.PKESchemeFeature.LEVELEDSHE)
 
 
@@ -32,7 +35,9 @@ def _context(parameters: Parameters) -> Any:
     """Raises RuntimeError for parameters below 128 bits: OpenFHE checks them itself at HEStd_128_classic."""
     p = openfhe.CCParamsCKKSRNS()
     p.SetSecurityLevel(openfhe.SecurityLevel.HEStd_128_classic)
-    p.SetSecretKeyDist(openfhe.SecretKeyDist.UNIFORM_TERNARY)
+    distributions = openfhe.SecretKeyDist
+    bootstraps = parameters.bootstrap_slots > 0
+    p.SetSecretKeyDist(distributions.SPARSE_ENCAPSULATED if bootstraps else distributions.UNIFORM_TERNARY)
     p.SetRingDim(parameters.ring_dimension)
     p.SetBatchSize(parameters.slots)
     p.SetMultiplicativeDepth(max(1, parameters.levels))
@@ -43,7 +48,7 @@ def _context(parameters: Parameters) -> Any:
     p.SetNumLargeDigits(_digits(parameters))
     p.SetCKKSDataType(openfhe.CKKSDataType.COMPLEX)
     context = openfhe.GenCryptoContext(p)
-    for feature in FEATURES:
+    for feature in FEATURES + BOOTSTRAPPING * bootstraps:
         context.Enable(feature)
     return context
 
@@ -73,10 +78,13 @@ class OpenfheClient:
         if request.relinearisation:
             context.EvalMultKeyGen(self._secret)
             parts[1] = openfhe.SerializeEvalMultKeyString(openfhe.BINARY, tag)
+        if slots := self._parameters.bootstrap_slots:
+            context.EvalBootstrapSetup(LEVEL_BUDGET, BABY_STEPS, slots, 0, False)
+            context.EvalBootstrapKeyGen(self._secret, slots)
         if request.rotations:
             context.EvalRotateKeyGen(self._secret, list(request.rotations))
             parts[2] = openfhe.SerializeEvalAutomorphismKeyString(openfhe.BINARY, tag)
-        if request.conjugation:
+        if request.conjugation and not self._parameters.bootstrap_slots:  # which needs that key itself
             keys = context.EvalAutomorphismKeyGen(self._secret, [2 * self._parameters.ring_dimension - 1])
             parts[3] = openfhe.Serialize(keys, openfhe.BINARY)
         return parts
@@ -138,6 +146,9 @@ class OpenfheEvaluator:
         self._unit = 2.0 ** -_scaling_bits(parameters)
         self._ciphertexts = Ciphertexts(self._context)
 
+        if parameters.bootstrap_slots:
+            self._context.EvalBootstrapSetup(LEVEL_BUDGET, BABY_STEPS, parameters.bootstrap_slots)
+
     def load_keys(self, parts: Sequence[bytes | memoryview]) -> None:
         tag, relin, rotations, conjugation = map(bytes, frames.exactly(4, parts, "parts of the evaluation keys"))
         with refusing("OpenFHE", "read these keys", rotations or relin or conjugation):
@@ -147,7 +158,9 @@ class OpenfheEvaluator:
                 openfhe.DeserializeEvalMultKeyString(relin, openfhe.BINARY)
             if rotations and name not in self._context.GetAllEvalAutomorphismKeys():
                 openfhe.DeserializeEvalAutomorphismKeyString(rotations, openfhe.BINARY)
-            if conjugation:
+            if self._parameters.bootstrap_slots:
+                self._conjugation = self._context.GetAllEvalAutomorphismKeys()[name]
+            elif conjugation:
                 self._conjugation = openfhe.DeserializeEvalKeyMapString(conjugation, openfhe.BINARY)
 
     def deserialise(self, data: bytes | memoryview, level: int | None = None) -> Cipher:
@@ -219,6 +232,16 @@ class OpenfheEvaluator:
 
     def conjugate(self, a: Cipher) -> Cipher:
         return self._context.EvalAutomorphism(a, 2 * self._parameters.ring_dimension - 1, self._conjugation)
+
+    def bootstrap(self, a: Cipher) -> Cipher:
+        narrow = a.Clone()
+        narrow.SetSlots(self._parameters.bootstrap_slots)
+        narrow.SetScalingFactor(1 / self._unit)
+        result = self._context.EvalBootstrap(narrow)
+        if result.GetNoiseScaleDeg() > 1:
+            result = self._context.Rescale(result)
+        result.SetSlots(self._parameters.slots)
+        return self.mod_switch(result, BOOTSTRAP_LEVELS - result.GetLevel())
 
     def rotate_many(self, a: Cipher, steps: Sequence[int]) -> list[Cipher]:
         context, order = self._context, 2 * self._parameters.ring_dimension
@@ -303,11 +326,25 @@ def describe(context: Any) -> dict[str, Any]:
     digits = next(find_members(document, "dnum"))
     towers = round(len(key) / (2 * digits * 8 * context.GetRingDimension()))
     special = [next(find_members(document, "ab"))] * (towers - len(primes))
+    distribution = SECRETS[next(find_members(document, "mo"))]
     return {
         "ring_dimension": context.GetRingDimension(),
         "log2_qp": sum(map(math.log2, primes)) + sum(special),
         "moduli_bits": [prime.bit_length() for prime in primes],
         "special_moduli_bits": special,
-        "secret": SECRETS[next(find_members(document, "mo"))],
+        "secret": distribution,
         "error_stddev": round(next(find_members(document, "dp")), 4),  # a 32-bit float
-    }
+    } | ({"secret_weight": _weight(secret, primes[0])} if "sparse" in distribution else {})
+
+
+def _weight(secret: Any, prime: int) -> int:
+    """How many coefficients of a ternary secret are not zero: the trace of s(X)·s(1/X) is N times their sum of squares.
+
+    OpenFHE keeps s as its values at the odd powers of a root ψ, in the order of reversed bits: so that at ψ^−k stands as far
+    from the end as that at ψ^k from the beginning.
+    """
+    polynomial = next(find_members(json.loads(openfhe.Serialize(secret, openfhe.JSON)), "s"))
+    tower = next(find_members(polynomial, "v"))[0]
+    values = [int(v["v"]) if isinstance(v, dict) else int(v) for v in tower["v"]["ptr_wrapper"]["data"]["v"]]
+    trace = sum(a * b for a, b in zip(values, reversed(values)))
+    return trace * pow(len(values), -1, prime) % prime

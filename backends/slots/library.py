@@ -15,6 +15,9 @@ import numpy as np
 
 Plain = Any
 Cipher = Any
+BOOTSTRAP_LEVELS = (
+    12  # that `Bootstrapping.bootstrap` takes: two linear transforms of a level each, and the sine between
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Parameters:
     behind another. rescale_bits: of each prime that rescaling drops, `primes_per_square` for each product, and of those
     that are `kept` beside the first one, for logits that need more bits than one prime has. special_bits: the key-switching
     prime where the library lets it be chosen; digits: of key switching, for a library that can group primes (0: each prime
-    is one). input_scale_bits; weight_scale_bits: of the affine maps of each level.
+    is one). input_scale_bits; weight_scale_bits: of the affine maps of each level. bootstrap_slots: see `Bootstrapping`;
+    0: there is none. With it the secret key is sparse, and each scale that is bootstrapped is ``2 ** rescale_bits``.
     """
 
     ring_dimension: int
@@ -38,6 +42,7 @@ class Parameters:
     primes_per_square: int = 1
     kept: int = 0
     digits: int = 0
+    bootstrap_slots: int = 0
 
     @property
     def levels(self) -> int:
@@ -133,6 +138,14 @@ class Evaluator(Protocol):
 
     def rotate_sum(self, pairs: Sequence[tuple[Cipher, int]]) -> Cipher:
         """Σ cipher rotated by its step (0 allowed); with one modulus-down for all where the library can."""
+
+
+class Bootstrapping(Evaluator, Protocol):
+    """An evaluator for parameters with `bootstrap_slots`; keys that it needs for that are made without being asked for."""
+
+    def bootstrap(self, a: Cipher) -> Cipher:
+        """The vector of a, complex, which repeats itself after `bootstrap_slots`, at level `BOOTSTRAP_LEVELS`. a: with two
+        primes or more."""
 
 
 class ResidueEvaluator(Evaluator, Protocol):

@@ -32,8 +32,8 @@ def variants(library: Library, folder: Path, *, hoisting: bool, naive: tuple[Cal
         "memory": (partial(owner, objective="memory"), *parties),
         "logits": (partial(owner, client_adds=False), *parties),
         "naive": naive,
-        TRAIN: (partial(trainer, refresh=False), *trainers),
-        TRAIN + "refresh": (partial(trainer, refresh=True), *trainers),
+        TRAIN: (trainer, *trainers),
+        TRAIN + "refresh": (partial(trainer, kind="refresh"), *trainers),
     }
 
 

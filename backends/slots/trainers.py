@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backends import frames, security
-from backends.api import BackendError, Job, Prepared, checked_examples, refusing
+from backends.api import BackendError, Prepared, TrainingJob, checked_examples, refusing
 from backends.slots import costs, training
 from backends.slots.library import Cipher, Library
 from backends.slots.training import Circuit, Descent, Program
@@ -21,18 +21,22 @@ _FIRST = 1  # what a request or response counts as in its frame: one training
 
 
 class Trainer:
-    """folder: holds the library's ``costs.json``. refresh, hoisting: see `training.plan`."""
+    """folder: holds the library's ``costs.json``. kind: ``refresh``, ``bootstrap`` or ""; hoisting: see `training.plan`."""
 
-    def __init__(self, library: Library, folder: Path, *, refresh: bool, hoisting: bool) -> None:
-        self._library, self._refresh, self._hoisting = library, refresh, hoisting
+    def __init__(self, library: Library, folder: Path, *, kind: str = "", hoisting: bool) -> None:
+        self._library, self._kind, self._hoisting = library, kind, hoisting
         self._costs = costs.load(folder)
 
-    def prepare(self, job: Job) -> Prepared:
+    def prepare(self, job: TrainingJob) -> Prepared:
         if job.model_privacy != "plain":
             raise BackendError("a model that is trained on ciphertexts is encrypted anyway; use --model-privacy plain")
-        assert job.training is not None
         circuit = training.plan(
-            job.training, self._library, self._costs, refresh=self._refresh, hoisting=self._hoisting
+            job.training,
+            self._library,
+            self._costs,
+            refresh=self._kind == "refresh",
+            bootstrap=self._kind == "bootstrap",
+            hoisting=self._hoisting,
         )
         description, price = self._library.describe(circuit.parameters), training.price(circuit, self._costs)
         artifact = json.dumps(circuit.to_json()).encode()

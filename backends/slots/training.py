@@ -15,6 +15,10 @@ the features do, the same in all rows.
 
 `narrow` makes u = h ⊙ m once a block and S = Σ u ⊙ X, one level deeper. Targets enter by b = rate/2n · Σ y·x alone, as s is
 odd: the client encrypts b once for each output and X once for all of them. From zero the first step is b itself.
+`Parameters.bootstrap_slots`: where levels are short, the weights v and what the momentum needs of the step before become the
+real and imaginary part of one ciphertext that is bootstrapped. Few slots are bootstrapped fast, if they repeat themselves:
+slots j·R + i of feature j become slots j + k·width, and back, by diagonals.
+
 In the last step there is no mask: the client adds up the rows of S. With `refresh` every step is such a one, and the
 momentum is the client's: it decrypts S and encrypts the next v.
 
@@ -28,7 +32,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -38,8 +42,16 @@ import numpy as np
 from backends import security
 from backends.api import BackendError, Training
 from backends.slots import costs
-from backends.slots.library import Cipher, ClientLibrary, Evaluator, KeyRequest, Library, Parameters
-from backends.slots.packing import rotate_and_sum
+from backends.slots.library import (
+    BOOTSTRAP_LEVELS,
+    Cipher,
+    ClientLibrary,
+    Evaluator,
+    KeyRequest,
+    Library,
+    Parameters,
+)
+from backends.slots.packing import power_of_two, rotate_and_sum
 from backends.slots.simulator import Simulator
 from models import regression
 
@@ -58,6 +70,9 @@ TARGET_WEIGHT_ERROR = 1e-3  # simulated, on random examples; the promise is 1e-2
 SIMULATED_ROWS = 512
 CROSSING = 5  # what encrypting, writing and reading a ciphertext take of both parties, in readings of the server
 READING_KEYS = 3  # memory that it takes, in what the keys take afterwards: both libraries copy what they read
+BOOTSTRAP_BITS = (60, 53)  # of the first prime and of scales: an error of about 1e-4, no less with larger scales
+BOOTSTRAP_KEYS = 8  # about: those that a circuit does not have, too
+BABY_STEPS = 4  # of the diagonals to and from a bootstrapping; the same rotations as of a bootstrapping itself
 MEMORY_BYTES = 8 * 2**30  # that keys and ciphertexts of the server may take
 
 
@@ -84,7 +99,7 @@ class Circuit:
     @property
     def padded(self) -> int:
         """Features, with zeros up to a power of two."""
-        return max(1 << (self.training.features - 1).bit_length(), self.width)
+        return max(power_of_two(self.training.features), self.width)
 
     @property
     def blocks(self) -> int:
@@ -121,16 +136,22 @@ class Circuit:
         return self.groups * self.training.outputs * (1 if self.refresh else 2)
 
     @property
+    def bootstraps(self) -> bool:
+        return self.parameters.bootstrap_slots > 0
+
+    @property
     def keys(self) -> KeyRequest:
         rotations = {s for group in self.feature_folds for s in group}
         if not self.refresh and self.training.steps > 2:
             rotations |= {s for group in self.row_folds for s in group} | {-(self.rows - 1)} - {0}
-        return KeyRequest(tuple(sorted(rotations)), conjugation=False, relinearisation=True)
+        if self.bootstraps:
+            rotations |= {stride * k for stride in (1, self.rows) for k in range(1, BABY_STEPS + 1)}
+        return KeyRequest(tuple(sorted(rotations)), conjugation=self.bootstraps, relinearisation=True)
 
     @property
     def key_bytes(self) -> int:
         """Of the evaluation keys in the server's memory."""
-        p, keys = self.parameters, len(self.keys.rotations) + 1
+        p, keys = self.parameters, len(self.keys.rotations) + 1 + BOOTSTRAP_KEYS * self.bootstraps
         primes = p.levels + 1
         special = -(-primes // p.digits) if p.digits else 1
         return keys * (p.digits or primes) * 2 * (primes + special) * p.ring_dimension * 8
@@ -223,6 +244,11 @@ def levels(training: Training, narrow: bool, refresh: bool) -> int:
     return one if refresh else (training.steps - 2) * (one + 2) + one
 
 
+def bootstrapping_levels(degree: int) -> int:
+    """As many as a step, its mask, the way there and the way back take between two bootstrappings, which take one prime."""
+    return BOOTSTRAP_LEVELS + gradient_levels(degree, narrow=False) + 5
+
+
 # -- the server's program ----------------------------------------------------------------------------------------------
 
 
@@ -258,6 +284,9 @@ class Program:
         # v, the v before it, and −g between them times its 1 + μ
         point, before, moved = constant, list[Value](), list[Value]()
         for past, momentum in itertools.pairwise(momenta[:-1]):
+            if before and self._short(point[0], last=False):
+                point, before = self._bootstrapped(point[0], before[0], moved[0] if moved else None, past)
+                moved = []
             sums = self._gradient(features, point)
             stepped = [self._masked(value, 1 + momentum) for value in sums]
             following = []
@@ -265,9 +294,13 @@ class Program:
                 # v₊ = (1 + μ)·(v + b − g) − μ·(v₋ + b − g₋); after the first step v₋ and g₋ are zero
                 terms = [(point[group], 1 + momentum), (constant[group], 1.0)]
                 if before:
-                    terms += [(before[group], -momentum), (moved[group], -momentum / (1 + past))]
+                    terms.append((before[group], -momentum))
+                if moved:
+                    terms.append((moved[group], -momentum / (1 + past)))
                 following.append(self._add(self._weighted(terms, gradient.level), gradient))
             point, before, moved = following, point, stepped
+        if self._short(point[0], last=True):
+            point, _ = self._bootstrapped(point[0])
         sums = self._gradient(features, point)
         level = sums[0].level
         return sums + [self._add(self._at(v, level), self._at(b, level)) for v, b in zip(point, constant)]
@@ -304,6 +337,51 @@ class Program:
         if circuit.rows > 1:
             value = dataclasses.replace(value, cipher=self._e.rotate_sum([(value.cipher, -(circuit.rows - 1))]))
         return self._folded(value, circuit.row_folds)
+
+    # -- bootstrapping -----------------------------------------------------------------------------------------------
+
+    def _short(self, point: Value, last: bool) -> bool:
+        """Whether a step at this point, and after it the way to a bootstrapping, take more levels than there are."""
+        circuit = self._circuit
+        after = point.level + gradient_levels(circuit.training.degree, circuit.narrow) + (0 if last else 3)
+        return circuit.bootstraps and after > circuit.parameters.levels - 1
+
+    def _bootstrapped(
+        self, point: Value, before: Value | None = None, moved: Value | None = None, past: float = 0.0
+    ) -> tuple[list[Value], list[Value]]:
+        """point, and before + moved / (1 + past)."""
+        e: Any = self._e  # Bootstrapping | Tally, with such parameters
+        rows = self._circuit.rows
+        parts = [(point, 1), (before, 1j), (moved, 1j / (1 + past))]
+        packed = self._moved([(value, factor) for value, factor in parts if value], rows, lambda b, i: i - b)
+        lifted = Value(e.bootstrap(packed.cipher), self._fresh, BOOTSTRAP_LEVELS)
+        halves = [self._moved([(lifted, factor)], 1, lambda b, i: b - i) for factor in (0.5, -0.5j)]
+        real, imaginary = (
+            dataclasses.replace(half, cipher=e.add(half.cipher, e.conjugate(half.cipher))) for half in halves
+        )
+        return [real], [imaginary] if before else []
+
+    def _moved(self, terms: list[tuple[Value, complex]], stride: int, steps: Callable[..., np.ndarray]) -> Value:
+        """Σ factor · value, slot j·rows + i from so many strides behind it as `steps` says of j and i, modulo the width."""
+        circuit, e, level = self._circuit, self._e, max(value.level for value, _ in terms)
+        slots, width = circuit.parameters.slots, circuit.width
+        wanted = steps(np.arange(slots) // circuit.rows, np.arange(slots) % circuit.rows) % width
+        scale = float(self._prime(level))  # the values have the fresh scale, and keep it
+        babies = [
+            e.rotate_many(self._at(v, level).cipher, [stride * k for k in range(min(BABY_STEPS, width))])
+            for v, _ in terms
+        ]
+        total = None
+        for giant in reversed(range(0, width, BABY_STEPS)):
+            ciphers, plains = [], []
+            for (_, factor), rotated in zip(terms, babies):
+                for k, cipher in enumerate(rotated):
+                    diagonal = np.roll(factor * (wanted == giant + k), giant * stride)
+                    ciphers.append(cipher)
+                    plains.append(e.encode(diagonal, scale, level))
+            inner = e.dot(ciphers, plains)
+            total = inner if total is None else e.rotate_sum([(inner, 0), (total, BABY_STEPS * stride)])
+        return self._rescaled(Value(total, self._fresh * scale, level))
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -392,6 +470,17 @@ class Tally:
         self._count(a + primes, mod_switch=1)
         return a + primes
 
+    def conjugate(self, a: int) -> int:
+        return self._count(a, conjugate=1)
+
+    def bootstrap(self, a: int) -> int:
+        self._count(0, bootstrap=1)
+        return BOOTSTRAP_LEVELS
+
+    def rotate_many(self, a: int, steps: Sequence[int]) -> list[int]:
+        self._count(a, rotate_many_call=1, rotate_many_step=sum(step != 0 for step in steps))
+        return [a] * len(steps)
+
     def rotate_sum(self, pairs: Sequence[tuple[int, int]]) -> int:
         steps = sum(step != 0 for _, step in pairs)
         inputs = len({(id(cipher), cipher) for cipher, step in pairs if step})
@@ -403,8 +492,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Price:
-    """Of a request (with `refresh`: of a round): primitives, and predicted milliseconds of the server's descent and of its
-    reading what arrives."""
+    """Of a request (with `refresh`: of a round): primitives, and predicted milliseconds of the server's descent, without its
+    bootstrappings, and of its reading what arrives."""
 
     operations: Counter[str]
     milliseconds: float
@@ -420,9 +509,12 @@ def price(circuit: Circuit, table: dict[str, list[float]]) -> Price:
     moduli = [1 << parameters.first_bits, *[1 << parameters.rescale_bits] * parameters.levels]
     Program(circuit, tally, moduli).run([0] * circuit.request_ciphertexts)
     counts = tally.counts.items()
+    bootstraps = sum(count.pop("bootstrap", 0) for _, count in counts)
     ms = sum(costs.milliseconds(count, parameters.levels + 1 - level, parameters, table) for level, count in counts)
     crossing = circuit.groups * circuit.training.outputs if circuit.refresh else circuit.request_ciphertexts
-    return Price(sum(tally.counts.values(), Counter()), ms, costs.request_ms(crossing, parameters, table))
+    return Price(
+        sum(tally.counts.values(), Counter(bootstrap=bootstraps)), ms, costs.request_ms(crossing, parameters, table)
+    )
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------
@@ -434,6 +526,7 @@ def plan(
     table: dict[str, list[float]],
     *,
     refresh: bool = False,
+    bootstrap: bool = False,
     hoisting: bool = False,
 ) -> Circuit:
     """The cheapest circuit with a simulated weight error below `TARGET_WEIGHT_ERROR` at 128 bits. hoisting: whether larger
@@ -443,7 +536,10 @@ def plan(
     """
     if training.steps < 2:
         raise BackendError("a training takes two steps or more: the first one is a sum that the client makes")
-    candidates = list(_candidates(training, refresh, (2, 4, 8) if hoisting else (2,)))
+    if bootstrap:
+        candidates = list(_bootstrapping(training))
+    else:
+        candidates = list(_candidates(training, refresh, (2, 4, 8) if hoisting else (2,)))
     fitting = [circuit for circuit in candidates if circuit.server_bytes <= MEMORY_BYTES]
     best, least = None, math.inf
     for _, ring in itertools.groupby(fitting, key=lambda circuit: circuit.parameters.ring_dimension):
@@ -477,6 +573,30 @@ def _candidates(training: Training, refresh: bool, radices: tuple[int, ...]) -> 
                 yield Circuit(training, parameters, width, narrow, refresh, radix)
 
 
+def _bootstrapping(training: Training) -> Iterator[Circuit]:
+    """With as many levels as a step takes between two bootstrappings, on the way from one and to the other."""
+    first, bits = BOOTSTRAP_BITS
+    depth, width = bootstrapping_levels(training.degree), power_of_two(training.features)
+    for digits in DIGITS[1:]:
+        special = -(-(-(-(depth + 1) // digits) * bits + first - bits) // LARGEST_PRIME_BITS) * LARGEST_PRIME_BITS
+        if first + depth * bits + special <= security.SPARSE_LIMIT and width**2 <= security.SPARSE_RING // 2:
+            yield Circuit(
+                training,
+                Parameters(
+                    security.SPARSE_RING,
+                    first,
+                    bits,
+                    depth,
+                    LARGEST_PRIME_BITS,
+                    bits,
+                    (),
+                    digits=digits,
+                    bootstrap_slots=width,
+                ),
+                width,
+            )
+
+
 def _parameters(depth: int, ring_dimension: int, digits: int, least: int = 0) -> Iterator[Parameters]:
     """By the bits of scales and primes, at least so many; 0: of the fewest that were ever enough in such a ring."""
     if digits > (depth + 1) // 2:
@@ -499,6 +619,9 @@ def _parameters(depth: int, ring_dimension: int, digits: int, least: int = 0) ->
 def _precise(circuit: Circuit, library: Library) -> Circuit | None:
     """The circuit with the fewest bits that the library builds and that are precise enough; None if there are none."""
     old, least = circuit.parameters, 0
+    if circuit.bootstraps:
+        admissible = library.admissible(old) and simulated_error(circuit, library) <= TARGET_WEIGHT_ERROR
+        return circuit if admissible else None
     for parameters in _parameters(old.depth, old.ring_dimension, old.digits):
         if parameters.rescale_bits < least or not library.admissible(parameters):
             continue

@@ -33,6 +33,16 @@ def test_the_level_is_that_of_the_table(
     assert standard in found["standard"]
 
 
+def test_a_sparse_secret_is_measured_against_what_is_published_for_its_weight() -> None:
+    sparse = described(65536, 1546, "sparse encapsulated") | {"secret_weight": 192}
+    found = ckks(sparse)
+    assert (found["bits"], found["log2_qp_limit"], found["meets_2024_guidelines"]) == (128, 1546, False)
+    assert "2022/024" in found["standard"] and "no standard" in found["standard"]
+    for worse in ({"log2_qp": 1547}, {"ring_dimension": 32768}, {"secret_weight": 64}, {"secret": "sparse ternary"}):
+        with pytest.raises(InsecureError, match="sparse .* secret is below|sparse encapsulated secret is below"):
+            ckks(sparse | worse)
+
+
 @pytest.mark.parametrize(
     "description, reason",
     [

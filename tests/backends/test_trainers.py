@@ -19,7 +19,7 @@ from backends.slots import costs, training
 from backends.slots.library import Parameters
 from backends.slots.simulator import Simulator
 from bench.process import TrialError
-from bench.session import Place, Session, Work
+from bench.session import Place, Session, TrainingWork
 from models import regression
 
 LIBRARIES = ("ckks", "openfhe")
@@ -72,6 +72,31 @@ def test_every_circuit_descends_as_in_the_clear(
     assert np.allclose(weights, in_the_clear(t, x, y)[-1], atol=1e-9)
 
 
+@pytest.mark.parametrize(("features", "steps", "degree"), [(1, 12, 3), (4, 9, 3), (7, 11, 5), (11, 7, 3)])
+def test_circuits_that_bootstrap_descend_as_in_the_clear(features, steps, degree):
+    """Exactly, without noise; the simulator refuses what has no period or no levels left."""
+    t, width = Training(90, features, 2, steps, 1.5, degree), training.power_of_two(features)
+    depth = training.bootstrapping_levels(degree)
+    parameters = Parameters(1024, 60, 53, depth, 60, 53, (), digits=3, bootstrap_slots=width)
+    circuit, simulator = training.Circuit(t, parameters, width), Simulator()
+    x, y = examples(t.rows, features, t.outputs)
+    assert np.allclose(training.train(circuit, simulator, x, y), in_the_clear(t, x, y)[-1], atol=1e-9)
+    tally = training.price(circuit, dict.fromkeys(PRIMITIVES, [1.0])).operations
+    assert simulator.counts["bootstrap"] == tally["bootstrap"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_bootstrapped_weights_are_those_in_the_clear():
+    library, table = library_of("openfhe")
+    t = Training(40, 6, 1, 7, 1.0)
+    circuit = training.plan(t, library, table, bootstrap=True, hoisting=True)
+    description = library.describe(circuit.parameters)
+    assert description["secret_weight"] == 192 and security.ckks(description)["bits"] == 128
+    x, y = examples(t.rows, t.features, t.outputs)
+    assert np.abs(training.train(circuit, library, x, y) - in_the_clear(t, x, y)[-1]).max() < LIMIT
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize(("refresh", "steps", "degree"), [(True, 4, 3), (True, 3, 5), (False, 2, 3)])
 def test_encrypted_weights_are_those_in_the_clear(name, refresh, steps, degree):
@@ -80,7 +105,8 @@ def test_encrypted_weights_are_those_in_the_clear(name, refresh, steps, degree):
     circuit = training.plan(t, library, table, refresh=refresh, hoisting=name == "openfhe")
     x, y = examples(t.rows, t.features, t.outputs, steps)
     assert np.abs(training.train(circuit, library, x, y) - in_the_clear(t, x, y)[-1]).max() < LIMIT
-    assert security.ckks(library.describe(circuit.parameters))["bits"] >= 128
+    description = library.describe(circuit.parameters)
+    assert security.ckks(description)["bits"] >= 128 and "secret_weight" not in description
 
 
 @pytest.mark.slow
@@ -154,8 +180,7 @@ def test_the_slope_is_sums_and_squares(degree):
 
 
 def session(tmp_path: Path, spec: str, t: Training) -> Session:
-    backend, variant = resolve(spec)
-    work = Work(backend, variant, None, np.zeros((0, 1, 28, 28), np.float32), training=t)
+    work = TrainingWork(*resolve(spec), t)
     return Session(work, Place(tmp_path / "party", time.monotonic() + 300))
 
 
@@ -196,8 +221,7 @@ def test_the_server_receives_no_example(tmp_path, spec):
     """Nothing that is sent to it holds a number of an example, and what depends on examples looks like noise."""
     t = Training(40, 4, 1, 3, 1.0)
     x, y = examples(t.rows, t.features, t.outputs)
-    backend, variant = resolve(spec)
-    work = Work(backend, variant, None, np.zeros((0, 1, 28, 28), np.float32), training=t)
+    work = TrainingWork(*resolve(spec), t)
     with Listening(work, Place(tmp_path / "party", time.monotonic() + 300)) as s:
         s.prepare()
         s.open()

@@ -62,7 +62,7 @@ def test_list(bench: CommandLine) -> None:
         (("--model", "nope"), "unknown model 'nope': choose from fcnn"),
         (("--task", "nope"), "unknown task 'nope': choose from "),
         (("--scenario", "nope"), "Invalid enum value 'nope'"),
-        (("--suite", "nope"), "no suite 'nope': give a TOML file or one of quick"),
+        (("--suite", "nope"), "no suite 'nope': give a TOML file or one of latent, quick, reference, train"),
         (("--timeout", "inf"), "invalid option: Expected `float`"),
         (("--threads", "-1"), "invalid option: Expected `int` >= 0"),
         (("--threads", "two"), "Invalid value for '--threads'"),
