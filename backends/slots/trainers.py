@@ -93,7 +93,7 @@ class TrainingClient(_Party):
     def load(self, artifact: bytes) -> None:
         self._read(artifact)
         self._client = self._library.client(self._circuit.parameters)
-        self._scale = training.sums_scale(self._circuit, self._moduli)
+        self._sums = training.sums(self._circuit, self._moduli)
 
     def keygen(self, seed: int) -> dict[str, bytes]:
         self._identity = secrets.token_bytes(frames.IDENTITY_BYTES)
@@ -107,7 +107,7 @@ class TrainingClient(_Party):
 
     def refresh(self, response: Sequence[Cipher]) -> _Outgoing:
         """The next point of the descent, encrypted anew."""
-        gradient, _ = training.decrypt(self._circuit, self._client, response, self._scale)
+        gradient, _ = training.decrypt(self._circuit, self._client, response, self._sums.scale)
         self._descent.step(gradient)
         return _Outgoing(frames.ROUND, self._encrypted(self._circuit.pack_weights(self._descent.point)))
 
@@ -120,12 +120,11 @@ class TrainingClient(_Party):
 
     def deserialise(self, response: bytes) -> list[Cipher]:
         frame = frames.unpack(frames.RESPONSE, response, purpose=self._purpose, keys=self._identity, batch=_FIRST)
-        circuit = self._circuit
-        parts = frames.exactly(circuit.response_ciphertexts, frame.parts, "ciphertexts of a response")
-        return [self._client.deserialise(part, circuit.parameters.depth) for part in parts]
+        parts = frames.exactly(self._circuit.response_ciphertexts, frame.parts, "ciphertexts of a response")
+        return [self._client.deserialise(part, self._sums.level) for part in parts]
 
     def decrypt(self, response: Sequence[Cipher]) -> np.ndarray:
-        gradient, point = training.decrypt(self._circuit, self._client, response, self._scale)
+        gradient, point = training.decrypt(self._circuit, self._client, response, self._sums.scale)
         if not self._circuit.refresh:
             return (point - gradient)[None]
         self._descent.step(gradient)

@@ -652,9 +652,9 @@ def decrypt(
     return gradient, circuit.unpack(points, np.mean)
 
 
-def sums_scale(circuit: Circuit, moduli: list[int]) -> float:
-    """Scale of the S of a response."""
-    return Program(circuit, Tally(), moduli).values([0] * circuit.request_ciphertexts)[0].scale
+def sums(circuit: Circuit, moduli: list[int]) -> Value:
+    """The first S of a response, which tells the scale of all S and the level of all ciphertexts of a response."""
+    return Program(circuit, Tally(), moduli).values([0] * circuit.request_ciphertexts)[0]
 
 
 class Descent:
@@ -701,7 +701,7 @@ def train(circuit: Circuit, library: Library, features: np.ndarray, targets: np.
     client, evaluator = library.client(circuit.parameters), library.evaluator(circuit.parameters)
     evaluator.load_keys(client.keygen(circuit.keys))
     moduli = library.moduli(circuit.parameters)
-    program, scale, fresh = Program(circuit, evaluator, moduli), sums_scale(circuit, moduli), circuit.fresh_scale
+    program, scale, fresh = Program(circuit, evaluator, moduli), sums(circuit, moduli).scale, circuit.fresh_scale
     held = [client.encrypt(vector, fresh) for vector in circuit.pack_features(features)]
     descent = Descent(circuit, circuit.constant(features, targets))
     for _ in range(circuit.rounds):
