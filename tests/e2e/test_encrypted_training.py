@@ -31,7 +31,7 @@ def test_features_of_the_user_are_trained_on_and_a_run_resumes(bench: CommandLin
     encrypted = found["ckks:refresh"]
     steps = encrypted.notes["training"]["steps"]
     assert len(encrypted.notes["weight_error_by_step"]) == steps and max(encrypted.notes["weight_error_by_step"]) < 1e-2
-    assert metrics.quality(encrypted.outputs).agreement >= 0.99
+    assert metrics.quality(encrypted.outputs).disagreements_beyond_noise == 0  # one of 20 images may lie on the border
     assert len(encrypted.stage("server", "infer").round_wall_s) == steps - 1
     assert encrypted.security["bits"] >= 128
     assert "train" in (tmp_path / "run" / "results.csv").read_text()
