@@ -169,9 +169,8 @@ class Ledger:
 
     def totals(self, stages: dict[str, tuple[Role, str, str]]) -> list[float]:
         """Wall seconds of each timed request over these stages."""
-        wanted = [(role, operation) for name, (role, operation, _) in stages.items() if name not in OPTIONAL]
-        wanted += [key for name in OPTIONAL if name in stages and (key := stages[name][:2]) in self.stages]
-        walls = (self.stages[key].wall_s for key in wanted)
+        keys = {name: (role, operation) for name, (role, operation, _) in stages.items()}
+        walls = (self.stages[key].wall_s for name, key in keys.items() if name not in OPTIONAL or key in self.stages)
         return [sum(request) for request in zip(*walls, strict=True)]
 
 
@@ -315,7 +314,8 @@ class Session:
         result = self.logits(download, phase, again=self.report.rounds > 1)
         self.ledger.sizes |= sizes
         expected = self.work.result_shape(len(images))
-        if result.shape[-2:] != expected or result.dtype.kind not in "fiu":
+        shape = result.shape[1:] if isinstance(self.work, TrainingWork) else result.shape
+        if shape != expected or result.dtype.kind not in "fiu":
             raise TrialError(
                 "wrong", f"the client decrypted {result.dtype} {result.shape}, not real numbers {expected}"
             )

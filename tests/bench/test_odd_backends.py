@@ -46,6 +46,7 @@ def odd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Odd:
         ("security as text", "insecure", "the stated level of security is 128 bits"),
         ("message no bytes", "failed", "client: TypeError: "),
         ("logits flat", "wrong", "the client decrypted float64 (10,), not real numbers (2, 5)"),
+        ("logits twice", "wrong", "the client decrypted float64 (2, 2, 5), not real numbers (2, 5)"),
         ("logits of fewer images", "wrong", "the client decrypted float64 (1, 5), not real numbers (2, 5)"),
         ("logits complex", "wrong", "the client decrypted complex128 (2, 5), not real numbers (2, 5)"),
         ("exits", "failed", "the server ended with exit code 3 in infer: license expired"),
