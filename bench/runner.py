@@ -105,7 +105,8 @@ class Subject:
         indices, images = self._images(trial)
         logits = np.concatenate(results)[: len(images)] if results else np.zeros((0, self.lowered.outputs))
         labels = self.dataset.test.labels[indices]
-        wanted, lowered = (network.forward(self.read(images)) for network in (self.float_network, self.lowered))
+        read = self.read(images)
+        wanted, lowered = self.float_network.forward(read), self.lowered.forward(read)
         return outputs(self.task, indices, labels, wanted, lowered, logits)
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:

@@ -48,18 +48,18 @@ class TrainingSubject:
     def outputs(self, trial: Trial, results: list[np.ndarray]) -> Outputs:
         indices = runner.image_order(trial, len(self.features.inputs["test"]))
         inputs, labels = self.features.inputs["test"][indices], self.features.labels["test"][indices]
-        wanted, lowered = (inputs @ self._clear(exact)[-1].T for exact in (True, False))
+        wanted, lowered = (inputs @ weights[-1].T for weights in (self._exact, self._lowered))
         trained = inputs @ results[0][-1].T if results else np.zeros((0, self.training.outputs))
         return runner.outputs(self.task, indices, labels, wanted, lowered, trained)
 
     def notes(self, trial: Trial, results: list[np.ndarray]) -> dict[str, Any]:
         training, found = self.training, {}
         if results:  # of the last steps only, where the client sees no others
-            lowered, last = self._clear(False), len(results[0])
-            errors = np.abs(results[0] - lowered[-last:]).reshape(last, -1).max(axis=1)
+            last = len(results[0])
+            errors = np.abs(results[0] - self._lowered[-last:]).reshape(last, -1).max(axis=1)
             found["weight_error_by_step"] = [float(f"{error:.3g}") for error in errors]
             found["accuracy_by_step"] = [round(self._accuracy(weights), 4) for weights in results[0]]
-        exact = [round(self._accuracy(weights), 4) for weights in self._clear(True)]
+        exact = [round(self._accuracy(weights), 4) for weights in self._exact]
         return found | {
             "training": dataclasses.asdict(training),
             "exact_sigmoid_accuracy_by_step": exact,
@@ -79,10 +79,16 @@ class TrainingSubject:
     def _train(self) -> tuple[np.ndarray, np.ndarray]:
         return self.features.inputs["train"], self.features.targets("train", self.task)
 
-    def _clear(self, exact: bool) -> np.ndarray:
-        t = self.training
-        slope = regression.exact if exact else regression.polynomial(t.degree)
-        return regression.descent(*self._train, t.steps, t.rate, slope)
+    @functools.cached_property
+    def _exact(self) -> np.ndarray:
+        """Weights after each step in the clear, with the sigmoid itself."""
+        return regression.descent(*self._train, self.training.steps, self.training.rate, regression.exact)
+
+    @functools.cached_property
+    def _lowered(self) -> np.ndarray:
+        """The same with the sigmoid's polynomial."""
+        slope = regression.polynomial(self.training.degree)
+        return regression.descent(*self._train, self.training.steps, self.training.rate, slope)
 
     def _accuracy(self, weights: np.ndarray) -> float:
         """On the whole test split."""
